@@ -1,0 +1,39 @@
+# Each target starts from nothing but Python (3.11 to 3.13) and make: it creates its virtual environment and installs.
+PYTHON ?= python3
+DEMO = .venv-demo
+DEV = .venv
+PIP_FLAGS = --quiet --disable-pip-version-check -c constraints.txt
+CHECKED = neuroal_jax convert eval tests benchmarks
+
+.PHONY: demo test lint bench clean
+
+demo: $(DEMO)/installed
+	$(DEMO)/bin/python -m neuroal_jax.prune --model demo --sparsity 0.7 --pruner wanda --allocation neuroal --step both \
+		--out demo-run/results --save-model demo-run/model --overwrite
+	$(DEMO)/bin/python -m convert.masks_to_torch verify --model demo-run/model \
+		--masks demo-run/results/masks.safetensors --files-only
+
+test: $(DEV)/installed
+	HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest
+
+lint: $(DEV)/installed
+	$(DEV)/bin/ruff check $(CHECKED)
+	$(DEV)/bin/ruff format --check $(CHECKED)
+	$(DEV)/bin/mypy
+
+bench: $(DEV)/installed
+	$(DEV)/bin/python -m benchmarks.selection
+	$(DEV)/bin/python -m benchmarks.search
+
+clean:
+	rm -rf $(DEMO) $(DEV) demo-run build dist *.egg-info
+
+$(DEMO)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/pip install $(PIP_FLAGS) -e .
+	touch $@
+
+$(DEV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/pip install $(PIP_FLAGS) -e ".[dev]"
+	touch $@

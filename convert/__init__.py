@@ -1,0 +1,1 @@
+"""Programs that turn checkpoints and masks into one another."""

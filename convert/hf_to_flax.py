@@ -1,0 +1,62 @@
+"""Hugging Face to Flax: writes an Orbax checkpoint with Flax paths and orientation, which `--model` accepts too.
+
+python -m convert.hf_to_flax --model DIR --out DIR
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from neuroal_jax.errors import UserError
+from neuroal_jax.output import staged
+
+
+def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
+    """Writes `out/params` (Orbax), config.json and the tokenizer.
+
+    No value changes: only the linears are transposed. Going back gives every tensor bit for bit.
+
+    Args:
+        model: Directory, Hub id or `demo`.
+        out: Directory to write.
+        overwrite: Whether to replace a checkpoint that `out` already holds.
+
+    Raises:
+        UserError: If the model cannot be read or `out` cannot be written.
+    """
+    import numpy as np
+    import orbax.checkpoint as ocp
+    from flax.traverse_util import unflatten_dict
+
+    from neuroal_jax.checkpoint import open_checkpoint
+    from neuroal_jax.finetune import flax_params
+    from neuroal_jax.orbax_source import PARAMS
+    from neuroal_jax.tensors import copy_side_files
+
+    checkpoint = open_checkpoint(model)
+    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale=PARAMS) as staging:
+        arrays = {path: np.ascontiguousarray(array) for path, array in flax_params(checkpoint).items()}
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save((staging / PARAMS).absolute(), unflatten_dict(arrays, sep="."))
+        copy_side_files(checkpoint.path, staging)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m convert.hf_to_flax", description="Write a checkpoint in Flax.")
+    parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
+    parser.add_argument("--out", required=True, type=Path, help="directory to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
+    options = parser.parse_args(arguments)
+    try:
+        convert(options.model, options.out, overwrite=options.overwrite)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"written to {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The PyTorch side of a mask file: apply it to a model in memory, save a pruned checkpoint, verify one. Imports no JAX.
+
+python -m convert.masks_to_torch apply --model DIR --masks FILE --out DIR
+python -m convert.masks_to_torch verify --model PRUNED --masks FILE
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.locate import locate
+from neuroal_jax.masks import PackedMasks, check_pruned, check_source, pruned_problem, read_masks
+from neuroal_jax.output import staged
+from neuroal_jax.tensors import SafetensorsSource, copy_edited, copy_side_files
+
+if TYPE_CHECKING:
+    import torch
+
+
+def apply_masks(model: "torch.nn.Module", path: str | Path) -> "torch.nn.Module":
+    """Zeros in place, in any dtype and on any device, what a mask file prunes.
+
+    Args:
+        model: A Hugging Face model of the kind that was pruned.
+        path: `masks.safetensors`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: If the masks are of another model. Nothing is changed then.
+    """
+    import torch
+
+    masks = read_masks(Path(path))
+    weights = _weights_of(model, masks)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            kept = torch.from_numpy(masks.mask(name)).to(weight.device)
+            weight.masked_fill_(~kept, 0)
+    return model
+
+
+def _weights_of(model: "torch.nn.Module", masks: PackedMasks) -> dict[str, Any]:
+    parameters = dict(model.named_parameters())
+    problems = []
+    for name, packed in masks.packed.items():
+        shape = (packed.shape[0], masks.widths[name])
+        if name not in parameters:
+            problems.append(f"{name} is not in the model")
+        elif tuple(parameters[name].shape) != shape:
+            problems.append(f"{name} has shape {list(parameters[name].shape)}, the mask {list(shape)}")
+    if problems:
+        raise UserError(f"the masks are of another model than this {type(model).__name__}: {shorten(problems)}")
+    return {name: parameters[name] for name in masks.packed}
+
+
+def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = False) -> None:
+    """Writes the pruned Hugging Face directory: masked tensors in their own dtype, everything else byte for byte.
+
+    Args:
+        model: Directory, Hub id or `demo`: the dense checkpoint that the masks were computed from.
+        masks_path: `masks.safetensors`.
+        out: Directory to write.
+        overwrite: Whether to replace a checkpoint that `out` already holds.
+
+    Raises:
+        UserError: If the masks were computed from other weights, or something cannot be read or written.
+    """
+    masks, source = read_masks(masks_path), SafetensorsSource(locate(model))
+    check_source(masks, source, model)
+    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale="*.safetensors*") as staging:
+        copy_edited(source, staging, masks.packed, masks.prune)
+        copy_side_files(locate(model), staging)
+
+
+def verify(model: str, masks_path: Path, *, load: bool = True) -> None:
+    """Checks that the zeros of a pruned checkpoint are exactly what the masks prune.
+
+    Args:
+        model: The pruned checkpoint.
+        masks_path: `masks.safetensors`.
+        load: Whether to check the weights that transformers loads in PyTorch too, not only the files.
+
+    Raises:
+        UserError: Naming the tensors that differ.
+    """
+    masks = read_masks(masks_path)
+    path = locate(model)
+    check_pruned(masks, SafetensorsSource(path), model)
+    if not load:
+        return
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True, trust_remote_code=False)
+    problems = []
+    for name, weight in _weights_of(loaded, masks).items():
+        zero = (weight == 0).cpu().numpy()
+        problem = pruned_problem(masks.mask(name), zero, masks.kept_zeros.get(name, 0))
+        if problem:
+            problems.append(f"{name} {problem}")
+    if problems:
+        raise UserError(f"{model}, loaded in PyTorch, is not what the masks describe: {shorten(problems)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code (0 done and verified, 2 user error or mismatch)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convert.masks_to_torch", description="Apply or verify a mask file."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    apply = commands.add_parser("apply", help="write the pruned Hugging Face checkpoint")
+    check = commands.add_parser("verify", help="check that a checkpoint's zeros are exactly the masks")
+    for command in (apply, check):
+        command.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
+        command.add_argument("--masks", required=True, type=Path, help="masks.safetensors")
+    apply.add_argument("--out", required=True, type=Path, help="directory to write")
+    apply.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
+    check.add_argument("--files-only", action="store_true", help="check the files, without loading them in PyTorch")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "apply":
+            save_pruned(options.model, options.masks, options.out, overwrite=options.overwrite)
+            print(f"written to {options.out}")
+        else:
+            verify(options.model, options.masks, load=not options.files_only)
+            print(f"{options.model}: its zeros are exactly the masks")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

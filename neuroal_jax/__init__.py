@@ -1,0 +1,32 @@
+"""neuroal-jax: zeroth-order, adaptive pruning of language models without re-training.
+
+    import neuroal_jax
+    result = neuroal_jax.prune(neuroal_jax.PruneConfig(model="demo", sparsity=0.7, out="run"))
+
+Names are imported on first use: the command line's `--help` and the PyTorch side need no JAX.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "PruneConfig": "neuroal_jax.config",
+    "PruneResult": "neuroal_jax.pipeline",
+    "UserError": "neuroal_jax.errors",
+    "load_masks": "neuroal_jax.masks",
+    "keep_pruned": "neuroal_jax.finetune",
+    "mask_tree": "neuroal_jax.finetune",
+    "load_model": "neuroal_jax.finetune",
+}
+
+__all__ = ["PruneConfig", "PruneResult", "UserError", "keep_pruned", "load_masks", "load_model", "mask_tree", "prune"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "prune":
+        return import_module("neuroal_jax.prune")  # a module that can be called
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'neuroal_jax' has no attribute '{name}'")

@@ -1,0 +1,74 @@
+"""The command line and the YAML file, both made from `PruneConfig`'s fields. Imports no JAX: `--help` is quick."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from neuroal_jax.config import PruneConfig, check_names, flag
+from neuroal_jax.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports problems as UserError, so that they end in one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> PruneConfig:
+    """The config that the command line and its `--config` file describe; flags win over the file.
+
+    Raises:
+        UserError: If an option or its value is unknown.
+    """
+    given = vars(_parser().parse_args(arguments))
+    file = given.pop("config")
+    values = {**_read_yaml(Path(file)), **given} if file else given
+    if "model" not in values:
+        raise UserError("--model is missing: name a checkpoint directory, a Hub model id or demo (see --help)")
+    return PruneConfig(**values)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m neuroal_jax.prune",
+        description="Prune a language model without re-training: NeuroAL on top of a pruner.",
+        argument_default=argparse.SUPPRESS,  # what is not given is not set, so that --config can set it
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {}
+    for option in fields(PruneConfig):
+        title = option.metadata["group"]
+        group = groups.setdefault(title, None) or parser.add_argument_group(title)
+        groups[title] = group
+        text = option.metadata["help"]
+        if isinstance(option.default, bool):
+            group.add_argument(flag(option.name), action="store_true", help=text)
+            continue
+        choices = option.metadata["choices"]
+        if choices:
+            text += f": {', '.join(choices)}"
+        if option.default is not None and option.default is not MISSING:
+            text += f" (default: {option.default})"
+        group.add_argument(flag(option.name), metavar=_metavar(option.name, choices), help=text.replace("%", "%%"))
+    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of these options; flags win over it")
+    return parser
+
+
+def _metavar(name: str, choices: tuple[str, ...] | None) -> str:
+    return "NAME" if choices else {"out": "DIR", "save_model": "DIR"}.get(name, name.upper())
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config {path} cannot be read ({reason})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} holds a {type(content).__name__}, expected options as 'name: value' lines")
+    return check_names(content, f"--config {path}")

@@ -1,0 +1,226 @@
+"""Every option of a run, in one place: its default, its group and help on the command line, what it accepts."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from neuroal_jax.errors import UserError
+
+PRUNERS = ("magnitude", "wanda", "multiflow")
+ALLOCATIONS = ("uniform", "neuroal")
+TEXTS = ("c4", "wikitext2", "ptb", "demo")
+LAMBDA_SETS = ("paper", "reference")
+AUTO = "auto"
+MAX_LAMBDA = 0.5  # densities span 2 * lambda, and no span exceeds 1
+
+
+def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"group": group, "help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Options of one run; `neuroal_jax.prune(PruneConfig(...))` is the command in Python.
+
+    Values may be strings, as the command line gives them; they are converted and checked on construction.
+
+    Raises:
+        UserError: Naming the flag, what was found and what is expected.
+    """
+
+    model: str = _option(MISSING, "model", "checkpoint directory (Hugging Face or Orbax), Hub model id, or 'demo'")
+    sparsity: float | None = _option(
+        None, "what to prune", "share of the prunable weights to remove, e.g. 0.7 (default: the allocation file's)"
+    )
+    pruner: str = _option("wanda", "what to prune", "how important a weight is", PRUNERS)
+    allocation: str = _option(
+        "neuroal", "what to prune", "how much goes where: uniform, neuroal, or an allocation.json to reuse"
+    )
+    step: str = _option("both", "search", "which steps of NeuroAL to search", ("block", "row", "both"))
+    block_lambdas: str | tuple[float, ...] = _option(
+        AUTO, "search", "paper, reference or numbers like 0.05,0.1; auto: paper, or reference with --budget reference"
+    )
+    row_lambdas: str | tuple[float, ...] = _option(AUTO, "search", "as --block-lambdas, for the row step")
+    candidate_batch: int | None = _option(
+        None, "search", "most lambda candidates to run together (default: what fits in memory)"
+    )
+    budget: str = _option(
+        "exact", "what to prune", "exact number of zeros, or the released code's rounding", ("exact", "reference")
+    )
+    calib: str = _option(
+        AUTO,
+        "data",
+        "calibration text: c4, wikitext2, ptb, demo, or a file (.txt, .jsonl, .parquet, optionally .gz; "
+        ".npy or .npz of token ids); auto: c4, or demo for the demo model",
+    )
+    nsamples: int = _option(128, "data", "calibration sequences")
+    search_samples: int = _option(8, "data", "of these, how many the search uses")
+    seqlen: int | None = _option(
+        None, "data", "tokens per sequence (default: 2048; 128 for the demo model; a 2-D token file's width)"
+    )
+    seed: int = _option(0, "data", "seed of the sampling")
+    eval: str = _option(
+        AUTO,
+        "data",
+        "text for token perplexity before and after, as --calib, or none; auto: wikitext2, or demo for the demo model",
+    )
+    dtype: str = _option(
+        AUTO,
+        "model",
+        "compute dtype; auto is float32 on a CPU, else the checkpoint's own",
+        (AUTO, "float32", "bfloat16", "float16"),
+    )
+    out: str | None = _option(None, "output", "directory for masks.safetensors, allocation.json and manifest.json")
+    save_model: str | None = _option(None, "output", "also write the pruned model as a Hugging Face checkpoint here")
+    dry_run: bool = _option(False, "output", "print the plan, memory and output sizes; load no weights, write nothing")
+    overwrite: bool = _option(False, "output", "replace a run that --out or --save-model already holds")
+
+    def __post_init__(self) -> None:
+        """Converts and checks every value."""
+        demo = self.model == "demo"
+        converted = {
+            "model": _text("model", self.model),
+            "sparsity": _optional(_fraction, "sparsity", self.sparsity),
+            "allocation": _allocation(self.allocation),
+            "block_lambdas": self._lambda_set("block_lambdas"),
+            "row_lambdas": self._lambda_set("row_lambdas"),
+            "candidate_batch": _optional(_positive, "candidate_batch", self.candidate_batch),
+            "calib": _source("calib", self.calib, "demo" if demo else "c4"),
+            "eval": _source("eval", self.eval, "demo" if demo else "wikitext2"),
+            "nsamples": _positive("nsamples", self.nsamples),
+            "search_samples": _positive("search_samples", self.search_samples),
+            "seqlen": _optional(_positive, "seqlen", self.seqlen),
+            "seed": _whole("seed", self.seed, low=0),
+            "out": _optional(_text, "out", self.out),
+            "save_model": _optional(_text, "save_model", self.save_model),
+            "dry_run": _boolean("dry_run", self.dry_run),
+            "overwrite": _boolean("overwrite", self.overwrite),
+        }
+        for name, value in converted.items():
+            object.__setattr__(self, name, value)
+        for option in fields(self):
+            choices = option.metadata["choices"]
+            value = getattr(self, option.name)
+            if choices and value not in choices:
+                raise UserError(_unknown(option.name, value, choices))
+        if not self.dry_run and self.out is None:
+            raise UserError("--out is missing: name the directory for the results")
+        if self.sparsity is None and self.allocation in ALLOCATIONS:
+            raise UserError("--sparsity is missing: give the share of weights to remove, e.g. --sparsity 0.7")
+        self._refuse_same_directory()
+
+    def _lambda_set(self, name: str) -> str | tuple[float, ...]:
+        value = getattr(self, name)
+        if value == AUTO:
+            return "reference" if self.budget == "reference" else "paper"
+        return _lambdas(name, value)
+
+    def _refuse_same_directory(self) -> None:
+        paths = {"--model": self.model, "--out": self.out, "--save-model": self.save_model}
+        seen: dict[str, str] = {}
+        for flag, value in paths.items():
+            if value is not None:
+                path = os.path.realpath(value)
+                if path in seen:
+                    raise UserError(f"{seen[path]} and {flag} are the same directory, {value}: choose another")
+                seen[path] = flag
+
+
+def check_names(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Option names with underscores; raises UserError for one that does not exist."""
+    known = [option.name for option in fields(PruneConfig)]
+    result = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise UserError(f"{origin}: " + _unknown("option", str(key), tuple(known)).removeprefix("--option "))
+        result[name] = value
+    return result
+
+
+def flag(name: str) -> str:
+    """An option's flag on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _unknown(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    close = get_close_matches(str(value), choices, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"{flag(name)} {value} is unknown{hint}: expected one of {', '.join(choices)}"
+
+
+def _optional(convert: Any, name: str, value: Any) -> Any:
+    return None if value is None else convert(name, value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise UserError(f"{flag(name)} is {value!r}, expected a name or a path")
+    return str(value)
+
+
+def _source(name: str, value: Any, default: str) -> str:
+    return default if value == AUTO else _text(name, value)
+
+
+def _number(name: str, value: Any, expected: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{flag(name)} is {value!r}, expected {expected}") from None
+
+
+def _fraction(name: str, value: Any) -> float:
+    expected = "a number between 0 and 1, both excluded"
+    number = _number(name, value, expected)
+    if not 0 < number < 1:  # false for NaN too
+        raise UserError(f"{flag(name)} is {value}, expected {expected}")
+    return number
+
+
+def _whole(name: str, value: Any, low: int) -> int:
+    expected = f"a whole number of at least {low}"
+    number = _number(name, value, expected)
+    if not math.isfinite(number) or number != int(number) or not low <= number < 2**31:
+        raise UserError(f"{flag(name)} is {value}, expected {expected}")
+    return int(number)
+
+
+def _positive(name: str, value: Any) -> int:
+    return _whole(name, value, low=1)
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{flag(name)} is {value!r}, expected true or false")
+    return value
+
+
+def _allocation(value: Any) -> str:
+    text = _text("allocation", value)
+    if text not in ALLOCATIONS and not Path(text).is_file():
+        close = _unknown("allocation", text, ALLOCATIONS)
+        raise UserError(f"{close}, or an allocation.json that exists")
+    return text
+
+
+def _lambdas(name: str, value: Any) -> str | tuple[float, ...]:
+    if isinstance(value, str) and value in LAMBDA_SETS:
+        return value
+    items = value.replace(",", " ").split() if isinstance(value, str) else value
+    expected = f"'paper', 'reference' or numbers from 0 to {MAX_LAMBDA}"
+    if not isinstance(items, list | tuple):
+        items = [items]
+    if not items:
+        raise UserError(f"{flag(name)} is empty, expected {expected}")
+    numbers = tuple(_number(name, item, expected) for item in items)
+    bad = [number for number in numbers if not 0 <= number <= MAX_LAMBDA]
+    if bad:
+        raise UserError(f"{flag(name)} holds {bad[0]}, expected {expected}")
+    return numbers

@@ -1,0 +1,316 @@
+"""Token windows for calibration and perplexity: from the Hub's data sets, from text files, or from token ids."""
+
+import gzip
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuroal_jax.errors import UserError
+from neuroal_jax.locate import DEMO
+
+DEFAULT_SEQLEN = 2048
+DEMO_SEQLEN = 128
+_C4_EVALUATION = (1100, 256)  # documents read, windows kept: the usual cut of C4's validation set
+_HOPELESS = 20_000  # documents tried without finding a single one that is long enough
+
+Encode = Callable[[str], list[int]]
+
+
+def default_seqlen(model: str) -> int:
+    """Tokens per window where no one says: as the paper, less for the embedded demo."""
+    return DEMO_SEQLEN if model == "demo" else DEFAULT_SEQLEN
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text before tokenisation: documents, each sampled on its own, or one long text (a single joined document)."""
+
+    documents: list[str]
+    joined: bool
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids `[n, seqlen]` (int32) and where they come from."""
+
+    ids: np.ndarray
+    origin: str
+    starts_with_bos: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the ids and their shape."""
+        digest = hashlib.sha256(f"{list(self.ids.shape)}\0".encode())
+        digest.update(np.ascontiguousarray(self.ids, dtype="<i4").data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How to turn text into windows for one model.
+
+    Attributes:
+        model: The model's directory: where the tokenizer lies.
+        vocab_size: Ids must be below it.
+        max_seqlen: The most positions that the model was made for.
+        seqlen: Tokens per window as given, or None.
+        default_seqlen: Tokens per window where neither the user nor a 2-D token file says.
+    """
+
+    model: Path
+    vocab_size: int
+    max_seqlen: int
+    seqlen: int | None
+    default_seqlen: int = DEFAULT_SEQLEN
+
+    def calibration(self, source: str, samples: int, seed: int) -> Windows:
+        """Samples windows: with Python's `random.seed(seed)`, a document and then a start in it, `samples` times.
+
+        A document needs more than seqlen tokens; of one long text only starts are drawn. A 2-D array of token ids is
+        used row by row, unsampled.
+
+        Raises:
+            UserError: If the source is unknown, empty, too short, or not of this model's vocabulary.
+        """
+        flag = f"--calib {source}"
+        if _is_token_file(source):
+            ids = self._check_ids(_load_tokens(Path(source), "calibration", flag), flag)
+            if ids.ndim == 2:
+                self._check_width(ids.shape[1], flag)
+                return Windows(ids[:samples], source)
+            seqlen = self._length()
+            return Windows(_sample([lambda: ids], samples, seqlen, seed, flag, joined=True), source)
+        seqlen = self._length()
+        text = _load_text(source, "train", flag)
+        encode, bos = _tokenizer(self.model)
+        documents = [partial(_tokenise, encode, document) for document in text.documents]
+        ids = _sample(documents, samples, seqlen, seed, flag, joined=text.joined)
+        return Windows(self._check_ids(ids, flag), source, _has_bos(encode, bos))
+
+    def evaluation(self, source: str) -> Windows:
+        """Cuts a text into windows that do not overlap, dropping the tail; a 2-D array is used as it is.
+
+        Raises:
+            UserError: As `calibration`.
+        """
+        flag = f"--eval {source}"
+        if _is_token_file(source):
+            ids = self._check_ids(_load_tokens(Path(source), "evaluation", flag), flag)
+            if ids.ndim == 2:
+                self._check_width(ids.shape[1], flag)
+                return Windows(ids, source)
+            return Windows(_cut(ids, self._length(), flag), source)
+        seqlen = self._length()
+        text = _load_text(source, "test", flag)
+        encode, bos = _tokenizer(self.model)
+        ids = _tokenise(encode, " ".join(text.documents))
+        if source == "c4":
+            ids = ids[: _C4_EVALUATION[1] * seqlen]
+        return Windows(self._check_ids(_cut(ids, seqlen, flag), flag), source, _has_bos(encode, bos))
+
+    def _length(self) -> int:
+        seqlen = self.seqlen or self.default_seqlen
+        if seqlen > self.max_seqlen:
+            raise UserError(
+                f"--seqlen {seqlen} exceeds the model's max_position_embeddings {self.max_seqlen}: "
+                f"pass --seqlen {self.max_seqlen} or less"
+            )
+        if seqlen < 2:
+            raise UserError("--seqlen 1 leaves nothing to predict: pass 2 or more")
+        return seqlen
+
+    def _check_width(self, width: int, flag: str) -> None:
+        if self.seqlen not in (None, width):
+            raise UserError(
+                f"{flag}: rows have {width} tokens, expected {self.seqlen} as --seqlen or the other token file says"
+            )
+        if not 2 <= width <= self.max_seqlen:
+            raise UserError(
+                f"{flag}: rows have {width} tokens, expected 2 to the model's max_position_embeddings {self.max_seqlen}"
+            )
+
+    def _check_ids(self, ids: np.ndarray, flag: str) -> np.ndarray:
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.vocab_size:
+            bad = low if low < 0 else high
+            raise UserError(
+                f"{flag}: token id {bad} is outside of the model's vocabulary of {self.vocab_size}: "
+                "the ids are of another tokenizer"
+            )
+        return ids.astype(np.int32)
+
+
+def _is_token_file(source: str) -> bool:
+    return source.endswith((".npy", ".npz"))
+
+
+def _load_tokens(path: Path, role: str, flag: str) -> np.ndarray:
+    """Token ids of a file, 1-D or 2-D; of several arrays in an .npz, the one named after its role."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            ids = loaded
+        else:
+            names = loaded.files
+            if role not in names and len(names) != 1:
+                raise UserError(f"{flag}: holds arrays {names}, expected a single one or one named '{role}'")
+            ids = loaded[role if role in names else names[0]]
+    except (OSError, ValueError, EOFError, KeyError, SyntaxError) as error:
+        raise UserError(f"{flag}: cannot be read as NumPy token ids ({error})") from error
+    except Exception as error:
+        if type(error).__module__ not in ("zipfile", "zlib"):
+            raise
+        raise UserError(f"{flag}: is a damaged .npz file ({error})") from error
+    if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2):
+        raise UserError(f"{flag}: holds {ids.dtype} of shape {list(ids.shape)}, expected whole numbers, 1-D or 2-D")
+    if ids.size == 0:
+        raise UserError(f"{flag}: holds no tokens")
+    return ids
+
+
+def _load_text(source: str, split: str, flag: str) -> Text:
+    if source in ("c4", "wikitext2", "ptb"):
+        text = _load_hub_text(source, split, flag)
+    elif source == "demo":
+        file = "calibration.jsonl" if split == "train" else "evaluation.txt"
+        text = _read_text(DEMO / file, flag)
+    else:
+        text = _read_text(Path(source), flag)
+    if not any(document.strip() for document in text.documents):
+        raise UserError(f"{flag}: holds no text")
+    return text
+
+
+def _load_hub_text(source: str, split: str, flag: str) -> Text:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if source == "c4":
+            name = "train" if split == "train" else "validation"
+            file = (
+                "en/c4-train.00000-of-01024.json.gz" if name == "train" else "en/c4-validation.00000-of-00008.json.gz"
+            )
+            rows = datasets.load_dataset("allenai/c4", data_files={name: file}, split=name)
+            return Text(rows["text"] if name == "train" else list(rows[: _C4_EVALUATION[0]]["text"]), joined=False)
+        if source == "wikitext2":
+            rows = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)
+            return Text([(" " if split == "train" else "\n\n").join(rows["text"])], joined=True)
+        # The data set's own loader is a script, which is never run: the Hub's conversion to parquet is read instead.
+        rows = datasets.load_dataset("ptb-text-only/ptb_text_only", revision="refs/convert/parquet", split=split)
+        return Text([" ".join(rows["sentence"])], joined=True)
+    except Exception as error:  # datasets raises many kinds: no network, no such revision, a changed layout
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{flag}: the Hugging Face Hub gave no data ({type(error).__name__}: {reason}): "
+            "give a local .txt, .jsonl, .parquet, .npy or .npz file instead"
+        ) from error
+
+
+def _read_text(path: Path, flag: str) -> Text:
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    kind = suffixes[-1] if suffixes else ""
+    if not path.is_file():
+        raise UserError(f"{flag}: no such file, and not one of c4, wikitext2, ptb, demo")
+    try:
+        if kind == ".parquet":
+            return Text(_parquet_column(path, flag), joined=False)
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            if kind in (".jsonl", ".json"):
+                return Text(
+                    [_text_of(line, number, flag) for number, line in enumerate(file, 1) if line.strip()], False
+                )
+            return Text([file.read()], joined=True)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag}: cannot be read as text ({error})") from error
+
+
+def _text_of(line: str, number: int, flag: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+        if not isinstance(text, str):
+            raise TypeError(f"'text' is a {type(text).__name__}")
+        return text
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{flag}: line {number} is no JSON object with a string 'text' ({error!r})") from error
+
+
+def _parquet_column(path: Path, flag: str) -> list[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        columns = parquet.read_schema(path).names
+        if "text" not in columns:
+            raise UserError(f"{flag}: has columns {columns}, expected one named 'text'")
+        documents = parquet.read_table(path, columns=["text"])["text"].to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{flag}: cannot be read as parquet ({error})") from error
+    if not all(isinstance(document, str) for document in documents):
+        raise UserError(f"{flag}: column 'text' holds something other than strings")
+    return documents
+
+
+def _tokenizer(model: Path) -> tuple[Encode, int | None]:
+    """The model's tokenizer as a function, special tokens included, and its BOS id."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # a long text is cut into windows: its length is no reason to warn
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds for missing and damaged files
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the tokenizer in {model} cannot be loaded ({reason}): pass token ids (.npy) instead"
+        ) from error
+    return (lambda text: tokenizer(text)["input_ids"]), tokenizer.bos_token_id
+
+
+def _tokenise(encode: Encode, text: str) -> np.ndarray:
+    return np.array(encode(text), dtype=np.int32)
+
+
+def _has_bos(encode: Encode, bos: int | None) -> bool:
+    return bos is not None and encode("a")[:1] == [bos]
+
+
+def _sample(
+    documents: Sequence[Callable[[], np.ndarray]], samples: int, seqlen: int, seed: int, flag: str, *, joined: bool
+) -> np.ndarray:
+    """Draws `samples` windows; each document is tokenised at most once, and only when it is drawn."""
+    rng = random.Random(seed)
+    lengths: dict[int, int] = {}
+    usable: dict[int, np.ndarray] = {}
+    windows: list[np.ndarray] = []
+    while len(windows) < samples:
+        index = 0 if joined else rng.randint(0, len(documents) - 1)
+        if index not in lengths:
+            ids = documents[index]()
+            lengths[index] = len(ids)
+            if len(ids) > seqlen:
+                usable[index] = ids
+        if index in usable:
+            ids = usable[index]
+            start = rng.randint(0, len(ids) - seqlen - 1)
+            windows.append(ids[start : start + seqlen])
+        elif not usable and len(lengths) >= min(len(documents), _HOPELESS):
+            raise UserError(
+                f"{flag}: no document has more than {seqlen} tokens, the longest of {len(lengths)} has "
+                f"{max(lengths.values())}: lower --seqlen or give longer text"
+            )
+    return np.stack(windows).astype(np.int32)
+
+
+def _cut(ids: np.ndarray, seqlen: int, flag: str) -> np.ndarray:
+    count = len(ids) // seqlen
+    if count == 0:
+        raise UserError(f"{flag}: has {len(ids)} tokens, fewer than one window of {seqlen}: lower --seqlen")
+    return ids[: count * seqlen].reshape(count, seqlen)

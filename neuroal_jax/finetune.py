@@ -1,0 +1,100 @@
+"""For fine-tuning in JAX: the model as a Flax module, masks beside its parameters, and zeros that stay zero."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from neuroal_jax.checkpoint import Checkpoint, open_checkpoint
+from neuroal_jax.errors import UserError
+from neuroal_jax.models.causal_lm import CausalLM
+from neuroal_jax.models.family import expand
+
+
+def load_model(model: str, dtype: str | None = None) -> CausalLM:
+    """A checkpoint as a Flax module.
+
+    Args:
+        model: Directory, Hub id or `demo`.
+        dtype: dtype of the parameters; None keeps the checkpoint's.
+
+    Raises:
+        UserError: If the checkpoint cannot be read.
+    """
+    checkpoint = open_checkpoint(model)
+    params = {path: jnp.asarray(array, dtype) for path, array in flax_params(checkpoint).items()}
+    abstract = nnx.eval_shape(lambda: CausalLM(checkpoint.family, checkpoint.config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(abstract)
+    flat = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def flax_params(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """Every parameter by Flax path, in Flax orientation, in the checkpoint's dtype; tied uses are left out."""
+    params = {}
+    for hf, (rule, block) in expand(checkpoint.rules, checkpoint.num_blocks).items():
+        array = checkpoint.read(hf)
+        params[rule.flax.format(block=block)] = array.T if rule.transpose else array
+    return params
+
+
+def mask_tree(masks: Mapping[str, np.ndarray], checkpoint: Checkpoint, params: Any) -> Any:
+    """Masks arranged like `params`: bool arrays of the kernels' shapes, and None where nothing is pruned.
+
+    Args:
+        masks: bool `[out, in]` by Hugging Face name, as `load_masks` gives them.
+        checkpoint: The model that the masks belong to: its table maps the names.
+        params: A pytree with the Flax model's paths, e.g. `nnx.state(model, nnx.Param)`.
+
+    Raises:
+        UserError: If a mask has no kernel, or one of another shape.
+    """
+    names = expand(checkpoint.rules, checkpoint.num_blocks)
+    by_path = {}
+    for hf, mask in masks.items():
+        if hf not in names:
+            raise UserError(f"the masks are of another model: it has no tensor {hf}")
+        rule, block = names[hf]
+        by_path[rule.flax.format(block=block)] = mask.T if rule.transpose else mask
+
+    def masked(path: tuple[Any, ...], leaf: Any) -> Any:
+        mask = by_path.pop(_dotted(path), None)
+        if mask is not None and mask.shape != leaf.shape:
+            raise UserError(f"mask of {_dotted(path)} has shape {list(mask.shape)}, the kernel {list(leaf.shape)}")
+        return None if mask is None else jnp.asarray(mask)
+
+    tree = jax.tree_util.tree_map_with_path(masked, params)
+    if by_path:
+        raise UserError(f"params have no {sorted(by_path)[0]}: pass the parameters of the model that was pruned")
+    return tree
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+    return ".".join(part for part in parts if part != "value")
+
+
+def keep_pruned(masks: Any) -> optax.GradientTransformation:
+    """An optax transformation that keeps pruned weights at zero; chain it last.
+
+    Args:
+        masks: A tree like the parameters, of bool arrays (True = kept) and None, as `mask_tree` makes it.
+
+    Where a mask prunes, the update becomes `-parameter`, so that the parameter is zero after it whatever it was before
+    and whatever momentum or weight decay came earlier in the chain.
+    """
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        if params is None:
+            raise ValueError("keep_pruned needs the parameters: call update(updates, state, params)")
+
+        def one(mask: Any, update: Any, param: Any) -> Any:
+            return update if mask is None else jnp.where(mask, update, -param)
+
+        return jax.tree.map(one, masks, updates, params, is_leaf=lambda leaf: leaf is None), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

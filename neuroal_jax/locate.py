@@ -1,0 +1,30 @@
+"""Where a model lies: the embedded demo, a directory, or the Hugging Face Hub. Imports no JAX."""
+
+import re
+from pathlib import Path
+
+from neuroal_jax.errors import UserError
+
+DEMO = Path(__file__).parent / "demo"
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt"]
+
+
+def locate(model: str) -> Path:
+    """The local directory of a model: `demo`, a path, or a Hub id (downloaded to the Hub's own cache)."""
+    if model == "demo":
+        return DEMO
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"--model {model} is a file, expected a checkpoint directory")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
+        raise UserError(f"--model {model}: no such directory, and not a Hugging Face model id (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"--model {model}: no such directory, and the Hugging Face Hub says: {reason}") from error

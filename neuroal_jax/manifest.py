@@ -1,0 +1,79 @@
+"""manifest.json: everything needed to know, compare and repeat a run."""
+
+import hashlib
+import importlib.metadata
+import platform
+import resource
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import jax
+
+from neuroal_jax import __version__
+from neuroal_jax.allocation.neuroal.search import Found
+from neuroal_jax.checkpoint import Checkpoint
+from neuroal_jax.config import PruneConfig
+from neuroal_jax.data import Windows
+from neuroal_jax.plan import Plan
+
+FORMAT = "neuroal-manifest-1"
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "safetensors", "transformers", "datasets")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the packages that results depend on."""
+    found = {package: importlib.metadata.version(package) for package in _PACKAGES}
+    return {"neuroal_jax": __version__, "python": platform.python_version(), **found}
+
+
+def describe_windows(windows: Windows | None) -> dict[str, Any] | None:
+    """Where token windows come from, how many, how long, and whether the tokenizer puts a BOS first."""
+    if windows is None:
+        return None
+    count, seqlen = windows.ids.shape
+    return {
+        "origin": windows.origin,
+        "windows": count,
+        "seqlen": seqlen,
+        "starts_with_bos": windows.starts_with_bos,
+        "sha256": windows.sha256,
+    }
+
+
+def describe_search(found: Found) -> dict[str, Any]:
+    """The chosen lambdas and every candidate's score in order."""
+    return {
+        "lambda_block": found.lambda_block,
+        "lambda_row": found.lambda_row,
+        "scores": {"block": found.scores_block, "row": found.scores_row},
+    }
+
+
+def describe_machine(plan: Plan, traces: Counter[str]) -> dict[str, Any]:
+    """The device, how the work was cut for it, and what it took."""
+    return {
+        "device": jax.local_devices()[0].device_kind,
+        "candidate_batch": plan.candidate_batch,
+        "traces": dict(traces),
+        "memory_bytes": {
+            "planned_device_peak": plan.device_peak,
+            "planned_host_peak": plan.host_peak,
+            "host_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        },
+    }
+
+
+def describe_options(config: PruneConfig) -> dict[str, Any]:
+    """Every option, defaults resolved."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def describe_hashes(
+    checkpoint: Checkpoint, weights: Mapping[str, str], data: Mapping[str, Windows | None]
+) -> dict[str, Any]:
+    """SHA-256 of the weights (all, and the prunable ones), of config.json and of the tokens used."""
+    config = hashlib.sha256((checkpoint.path / "config.json").read_bytes()).hexdigest()
+    tokens = {name: None if windows is None else windows.sha256 for name, windows in data.items()}
+    return {**weights, "config": config, **tokens}

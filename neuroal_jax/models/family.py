@@ -1,0 +1,109 @@
+"""What a model family tells the rest of the engine: plain data, no forward pass, no JAX.
+
+A family's linears are listed once, in the order in which PyTorch's `named_modules` visits them. Each says which input
+it reads and which input its output rows become, so that the statistics, the allocations and the pruners never look
+at positions or names.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """One prunable linear of a block.
+
+    Attributes:
+        name: Module path inside the block, the same in Hugging Face and in Flax (`self_attn.q_proj`).
+        reads: Name of the block input that this linear multiplies; several linears may share one.
+        feeds: Name of the input that this linear's output rows become (NeuroAL's row step).
+        feeds_next_block: Whether `feeds` lives in the following block instead of this one.
+        grouped: Whether its rows are k/v heads that several query heads of `feeds` share.
+    """
+
+    name: str
+    reads: str
+    feeds: str
+    feeds_next_block: bool = False
+    grouped: bool = False
+
+
+@dataclass(frozen=True)
+class ParamRule:
+    """One tensor's names on both sides; `{block}` stands for the block number.
+
+    Attributes:
+        hf: Hugging Face name, e.g. `model.layers.{block}.mlp.up_proj.weight`.
+        flax: Path in the Flax model, e.g. `blocks.{block}.mlp.up_proj.kernel`.
+        transpose: Whether the two differ by a 2-D transpose (`[out, in]` against `[in, out]`).
+        tied: Whether the tensor is a second use of one that another rule already owns.
+    """
+
+    hf: str
+    flax: str
+    transpose: bool = False
+    tied: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models: how to read its config, build its modules and name its tensors.
+
+    Attributes:
+        name: Hugging Face `model_type`.
+        architectures: Values of config.json's `architectures` that this family implements.
+        parse_config: Maps config.json to the family's frozen config; raises UserError.
+        linears: The prunable linears of a block, in `named_modules` order.
+        rules: The table of all tensors for a config.
+        stem: Builds the module from tokens to the first block's input: `stem(config, rngs)`.
+        block: Builds one decoder block: `block(config, rngs)`.
+        head: Builds the module from the last block's output to logits: `head(config, rngs)`.
+        ignored: Patterns of tensors that some checkpoints carry and the forward pass recomputes or never reads.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    parse_config: Callable[[Mapping[str, Any]], Any]
+    linears: tuple[LinearSpec, ...]
+    rules: Callable[[Any], tuple[ParamRule, ...]]
+    stem: Callable[..., Any]
+    block: Callable[..., Any]
+    head: Callable[..., Any]
+    ignored: tuple[str, ...] = field(default=())
+
+    def ignores(self, hf_name: str) -> bool:
+        """Whether a tensor of this name may be present and is not needed."""
+        return any(re.fullmatch(pattern, hf_name) for pattern in self.ignored)
+
+    def tensor_name(self, config: Any, block: int, linear: str) -> str:
+        """The Hugging Face name of a linear's weight in block `block`."""
+        wanted = f"blocks.{{block}}.{linear}.kernel"
+        rule = next(rule for rule in self.rules(config) if rule.flax == wanted)
+        return rule.hf.format(block=block)
+
+
+def linear_rules(hf_prefix: str, names: list[str], *, bias: bool) -> tuple[ParamRule, ...]:
+    """Rules for the weights, and with `bias` the biases, of linears inside a block.
+
+    Args:
+        hf_prefix: Hugging Face prefix of a block, with `{block}`: `model.layers.{block}.`.
+        names: Module paths inside the block.
+        bias: Whether the linears have biases.
+    """
+    weights = [
+        ParamRule(f"{hf_prefix}{name}.weight", f"blocks.{{block}}.{name}.kernel", transpose=True) for name in names
+    ]
+    biases = [ParamRule(f"{hf_prefix}{name}.bias", f"blocks.{{block}}.{name}.bias") for name in names if bias]
+    return (*weights, *biases)
+
+
+def expand(rules: tuple[ParamRule, ...], num_blocks: int) -> dict[str, tuple[ParamRule, int]]:
+    """Every Hugging Face tensor name that a table expects, with its rule and block number; tied uses excluded."""
+    names = {}
+    for rule in rules:
+        if not rule.tied:
+            for block in range(num_blocks) if "{block}" in rule.hf else (0,):
+                names[rule.hf.format(block=block)] = (rule, block)
+    return names

@@ -1,0 +1,133 @@
+"""Reading Hugging Face's config.json: every attribute is understood, harmless or refused by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from neuroal_jax.errors import UserError, shorten
+
+# Attributes that describe files, generation or training and never change the forward pass.
+_HARMLESS = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _name_or_path add_cross_attention architectures
+    attention_dropout attn_implementation bad_words_ids begin_suppress_tokens bos_token_id
+    chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
+    early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id id2label initializer_range is_decoder is_encoder_decoder label2id
+    length_penalty max_length min_length model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams
+    num_labels num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix
+    pretraining_tp problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+    tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version typical_p
+    unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
+    """.split()  # noqa: SIM905 (a list of 70 lines is harder to read)
+)
+_MOE = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+
+
+def refuse_moe(config: Mapping[str, Any]) -> None:
+    """Raises UserError if a config describes a mixture of experts."""
+    found = [key for key in _MOE if config.get(key)]
+    model_type = str(config.get("model_type", ""))
+    if found or "moe" in model_type or model_type in ("mixtral", "dbrx", "jamba", "arctic"):
+        attribute = f" (config.json has {found[0]})" if found else ""
+        raise UserError(
+            f"model_type '{model_type}' is a mixture of experts{attribute}: not supported, choose a dense model"
+        )
+
+
+def refuse_unknown(config: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Raises UserError naming every attribute that is set and neither in `known` nor harmless.
+
+    An attribute that is null or false is a feature switched off and passes.
+    """
+    unknown = [
+        f"{key}={value!r}"
+        for key, value in sorted(config.items())
+        if key not in known and key not in _HARMLESS and value is not None and value is not False
+    ]
+    if unknown:
+        raise UserError(
+            f"config.json sets attributes that this model family does not implement: {shorten(unknown)}; "
+            "they may change the forward pass, so the model is refused (remove them if you know that they do not)"
+        )
+
+
+def take_int(config: Mapping[str, Any], key: str, default: int | None = None, *, low: int = 1) -> int:
+    """A whole number of at least `low` from a config."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
+        found = "is missing" if value is None else f"is {value!r}"
+        raise UserError(f"config.json: {key} {found}, expected a whole number of at least {low}")
+    return value
+
+
+def take_float(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A positive, finite number from a config."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        found = "is missing" if value is None else f"is {value!r}"
+        raise UserError(f"config.json: {key} {found}, expected a positive number")
+    return float(value)
+
+
+def take_bool(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    """True or false from a config."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise UserError(f"config.json: {key} is {value!r}, expected true or false")
+    return value
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding: the base and, for `llama3` scaling, its four constants."""
+
+    theta: float
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int | None = None
+
+
+def take_rope(config: Mapping[str, Any], default_theta: float = 10000.0) -> Rope:
+    """Reads `rope_theta` with `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
+
+    Raises:
+        UserError: For any scaling type other than `default` and `llama3`.
+    """
+    parameters = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or {}
+    for key, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
+        if not isinstance(value, Mapping):
+            raise UserError(f"config.json: {key} is {value!r}, expected an object")
+    merged = {**parameters, **scaling}
+    theta = take_float({"rope_theta": merged.pop("rope_theta", config.get("rope_theta"))}, "rope_theta", default_theta)
+    kind = merged.pop("rope_type", merged.pop("type", "default"))
+    merged.pop("type", None)
+    if kind not in ("default", "llama3"):
+        raise UserError(f"config.json: rope scaling type {kind!r} is not supported, expected 'default' or 'llama3'")
+    if kind == "default":
+        refuse_unknown(merged, frozenset())
+        return Rope(theta)
+    fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    refuse_unknown(merged, frozenset(fields))
+    rope = Rope(
+        theta,
+        factor=take_float(merged, "factor"),
+        low_freq_factor=take_float(merged, "low_freq_factor"),
+        high_freq_factor=take_float(merged, "high_freq_factor"),
+        original_max_position_embeddings=take_int(merged, "original_max_position_embeddings"),
+    )
+    if rope.high_freq_factor <= rope.low_freq_factor:
+        raise UserError(
+            f"config.json: rope high_freq_factor {rope.high_freq_factor} must exceed "
+            f"low_freq_factor {rope.low_freq_factor}"
+        )
+    return rope

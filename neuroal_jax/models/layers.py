@@ -1,0 +1,114 @@
+"""Layers that families share. Parameters keep their checkpoint's names; norms and softmax compute in fp32."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from neuroal_jax.models.hf_config import Rope
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_fast": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+# Attention scores of this many bytes at a time: they stay near the cache on a CPU and never fill an accelerator.
+SCORE_BYTES = 64 * 2**20
+
+
+def linear(inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear whose fp32 products are true fp32: accelerators would otherwise round their inputs to TF32."""
+    return nnx.Linear(inputs, outputs, use_bias=bias, precision=jax.lax.Precision.HIGHEST, rngs=rngs)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        self.scale = nnx.Param(jnp.ones(size))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Normalises in fp32, rounds to `x`'s dtype, then scales, in Hugging Face's order."""
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        return self.scale[...] * normed.astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Token embeddings: the stem of a model without learned positions."""
+
+    def __init__(self, vocab: int, size: int, *, rngs: nnx.Rngs) -> None:
+        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab, size)))
+
+    def __call__(self, tokens: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:
+        """Looks up one vector per token."""
+        return self.embedding[...][tokens]
+
+
+class NormHead(nnx.Module):
+    """The final norm and the projection to the vocabulary; `embedding` may be the stem's own (a tied head)."""
+
+    def __init__(self, norm: nnx.Module, vocab: int, size: int, *, rngs: nnx.Rngs) -> None:
+        self.norm = norm
+        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab, size)))
+
+    def __call__(self, hidden: Float[Array, "*b t d"]) -> Float[Array, "*b t v"]:
+        """Logits."""
+        weight = self.embedding[...]
+        return jnp.einsum("...d,vd->...v", self.norm(hidden), weight, precision=jax.lax.Precision.HIGHEST)
+
+
+def rope_frequencies(head_dim: int, rope: Rope) -> Float[Array, "half"]:
+    """Rotation per position, in radians, of each pair of dimensions; `llama3` slows the long waves down."""
+    plain = 1.0 / rope.theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if rope.original_max_position_embeddings is None:
+        return plain
+    turns = rope.original_max_position_embeddings * plain / (2 * math.pi)  # turns over the original context
+    keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    keep = jnp.clip(keep, 0.0, 1.0)
+    return keep * plain + (1 - keep) * plain / rope.factor
+
+
+def rotate(x: Float[Array, "b t n h"], frequencies: Float[Array, "half"]) -> Float[Array, "b t n h"]:
+    """Rotates dimension i against i + h/2, Hugging Face's layout of rotary embeddings."""
+    angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequencies
+    cos, sin = (f(angles).astype(x.dtype)[:, None, :] for f in (jnp.cos, jnp.sin))
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def causal_attention(
+    q: Float[Array, "b t n h"], k: Float[Array, "b t g h"], v: Float[Array, "b t g h"]
+) -> Float[Array, "b t n h"]:
+    """Causal softmax attention, n query heads sharing g key/value heads in order.
+
+    A few sequences at a time, so that `tokens x tokens` scores never exist for the whole batch.
+    """
+    batch, tokens, heads, head_dim = q.shape
+    groups = k.shape[2]
+    causal = jnp.tril(jnp.ones((tokens, tokens), dtype=bool))
+
+    def one(qkv: tuple[Array, Array, Array]) -> Array:
+        query, key, value = qkv
+        query = query.reshape(tokens, groups, heads // groups, head_dim)
+        precision = jax.lax.Precision.HIGHEST
+        scores = jnp.einsum(
+            "tgrh,sgh->grts", query, key, precision=precision, preferred_element_type=jnp.float32
+        ) / math.sqrt(head_dim)
+        weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1).astype(value.dtype)
+        out = jnp.einsum("grts,sgh->tgrh", weights, value, precision=precision)
+        return out.reshape(tokens, heads, head_dim)
+
+    together = max(1, min(batch, SCORE_BYTES // (4 * heads * tokens * tokens)))
+    if together == batch:
+        return jax.vmap(one)((q, k, v))
+    return jax.lax.map(one, (q, k, v), batch_size=together)

@@ -1,0 +1,82 @@
+"""Directories that appear whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from neuroal_jax.errors import UserError
+
+
+@contextmanager
+def staged(target: Path, *, overwrite: bool, marker: str, flag: str, stale: str | None = None) -> Iterator[Path]:
+    """Yields a hidden directory beside `target`; on success its files move into `target`, on any failure it is removed.
+
+    Args:
+        target: The final directory, created if needed. Files in it that this run does not write are left alone.
+        overwrite: Whether a `target` that already holds `marker` may be replaced.
+        marker: The file that tells a complete result; it moves last.
+        flag: The command's flag for `target`, for messages.
+        stale: Pattern of files of an older result that must not stay beside the new ones.
+
+    Raises:
+        UserError: If `target` holds a result already, or nothing can be written there.
+    """
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{flag} {target} is a file, expected a directory")
+    if (target / marker).exists() and not overwrite:
+        raise UserError(f"{flag} {target} already holds a result ({marker}): pass --overwrite to replace it")
+    made = _missing_parents(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    except OSError as error:
+        _remove_empty(made)
+        raise UserError(f"{flag} {target} cannot be written ({error.strerror}): choose another directory") from error
+    try:
+        yield staging
+        _publish(staging, target, marker, stale)
+    except OSError as error:
+        if error.filename is None or not str(error.filename).startswith((str(staging), str(target))):
+            raise
+        raise UserError(f"{flag} {target} cannot be written ({error.strerror}: {error.filename})") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _publish(staging: Path, target: Path, marker: str, stale: str | None) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    staging.chmod(0o777 & ~umask)  # mkdtemp and safetensors make private files
+    for path in staging.iterdir():
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+    if not target.exists():
+        staging.rename(target)
+        return
+    (target / marker).unlink(missing_ok=True)
+    for path in target.glob(stale) if stale else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == marker):
+        path.replace(target / path.name)
+
+
+def _missing_parents(target: Path) -> list[Path]:
+    return [parent for parent in target.absolute().parents if not parent.exists()]
+
+
+def _remove_empty(parents: list[Path]) -> None:
+    for parent in parents:
+        try:
+            parent.rmdir()
+        except OSError:
+            return
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes an object as JSON that people can read and NaN cannot enter."""
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,127 @@
+"""What a run will need, before it starts: candidates per batch, memory, bytes written. Shapes only, no weights.
+
+The formula, with C candidates per batch out of K, N search sequences of T tokens, hidden width h, b bytes per value:
+
+    device = 2 * block weights                             (this block and the next)
+           + hidden states                                 (K * N * T * h, or all calibration and evaluation windows)
+           + C * (N * T * widest live activations + pruned block weights + selection of the widest linear)
+           + attention scores of a few sequences           (a constant bound)
+"""
+
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from neuroal_jax.budget import prunable_weights
+from neuroal_jax.checkpoint import Checkpoint
+from neuroal_jax.models.layers import SCORE_BYTES
+from neuroal_jax.walk import candidates_together
+
+_SELECTION_BYTES = 14  # per weight: fp32 score, its sortable bits, ranks of ties, flags
+_RUNTIME_BYTES = 700 * 2**20  # Python, JAX and compiled programs
+_USABLE = 0.8  # share of free memory to plan with
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The sizes of a run.
+
+    Attributes:
+        steps: Number of candidates of each search step; empty without a search.
+        search_samples: Search sequences.
+        samples: Calibration sequences.
+        windows: Evaluation windows; None where they are not known before the text is read.
+        seqlen: Tokens per sequence.
+        batch: Sequences per compiled call outside of the search.
+        dtype: Compute dtype.
+        save_model: Whether the pruned model is written too.
+    """
+
+    steps: list[int]
+    search_samples: int
+    samples: int
+    windows: int | None
+    seqlen: int
+    batch: int
+    dtype: str
+    save_model: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need, in bytes."""
+
+    linears: dict[str, tuple[int, int]]
+    num_blocks: int
+    prunable: int
+    candidate_batch: int
+    device_peak: int
+    host_peak: int
+    device_available: int
+    output_bytes: int
+
+
+def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan:
+    """Plans a run; `limit` is the user's bound on candidates per batch."""
+    shapes = checkpoint.linear_shapes()
+    size = np.dtype(checkpoint_dtype(work.dtype)).itemsize
+    hidden = checkpoint.config.hidden_size * size
+    block = size * sum(math.prod(shape) for shape in shapes.values())
+    live = size * _live_width(checkpoint)
+    selection = _SELECTION_BYTES * max(math.prod(shape) for shape in shapes.values())
+    available, on_host = device_memory()
+    fixed = 2 * block + 2 * SCORE_BYTES
+
+    tokens = work.search_samples * work.seqlen
+    per_candidate = tokens * (live + hidden) + block + selection
+    search_fixed = fixed + sum(work.steps[-1:]) * tokens * hidden
+    fits = int((_USABLE * available - search_fixed) // per_candidate)
+    batch = candidates_together(work.steps, min(limit or fits, max(1, fits))) if work.steps else 0
+    search_peak = search_fixed + batch * per_candidate if batch else 0
+
+    windows = max(work.samples, work.windows or 0)
+    walk_tokens = work.batch * work.seqlen
+    walk_peak = fixed + windows * work.seqlen * hidden + walk_tokens * live + block + selection
+
+    mask_bytes = checkpoint.num_blocks * sum(out * -(-width // 8) for out, width in shapes.values())
+    device = max(search_peak, walk_peak)
+    model_bytes = sum(info.size * {"F32": 4}.get(info.dtype, 2) for info in checkpoint.source.infos.values())
+    return Plan(
+        linears=shapes,
+        num_blocks=checkpoint.num_blocks,
+        prunable=prunable_weights(shapes, checkpoint.num_blocks),
+        candidate_batch=batch,
+        device_peak=device,
+        host_peak=_RUNTIME_BYTES + mask_bytes + (device if on_host else 2 * block),
+        device_available=available,
+        output_bytes=mask_bytes + (model_bytes if work.save_model else 0),
+    )
+
+
+def checkpoint_dtype(name: str) -> str:
+    """A dtype of NumPy's with the size of a compute dtype."""
+    return {"bfloat16": "float16"}.get(name, name)
+
+
+def _live_width(checkpoint: Checkpoint) -> int:
+    """Values per token that one block's forward keeps at its widest: linear inputs and outputs of the wider half."""
+    shapes = checkpoint.linear_shapes()
+    readers: dict[str, int] = {}
+    for linear in checkpoint.family.linears:
+        out, width = shapes[linear.name]
+        readers[linear.reads] = readers.get(linear.reads, width) + out
+    widest = max(readers.values())
+    return widest + 2 * checkpoint.config.hidden_size
+
+
+def device_memory() -> tuple[int, bool]:
+    """Bytes that the first device can give, and whether they are the host's own memory."""
+    import jax
+
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"], False
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), True
