@@ -27,6 +27,8 @@ def load_model(model: str, dtype: str | None = None) -> CausalLM:
     """
     checkpoint = open_checkpoint(model)
     params = {path: jnp.asarray(array, dtype) for path, array in flax_params(checkpoint).items()}
+    owners = {rule.hf: rule.flax for rule in checkpoint.rules if not rule.tied}
+    params |= {rule.flax: params[owners[rule.hf]] for rule in checkpoint.rules if rule.tied}
     abstract = nnx.eval_shape(lambda: CausalLM(checkpoint.family, checkpoint.config, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(abstract)
     flat = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(state)]

@@ -1,0 +1,48 @@
+"""Selection of the k smallest scores per row: radix select against jnp.sort, and their equality bit for bit.
+
+python -m benchmarks.selection [--rows 2048] [--width 4096]
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from neuroal_jax.selection import select_smallest
+
+
+def seconds(function: Callable[..., jax.Array], *args: jax.Array, repeats: int = 5) -> float:
+    """The median time of a compiled call."""
+    jax.block_until_ready(function(*args))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Radix select against jnp.sort.")
+    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--width", type=int, default=4096)
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    scores = np.abs(rng.normal(size=(options.rows, options.width))).astype(np.float32)
+    scores[:, ::7] = scores[:, :1]  # ties
+    counts = rng.integers(0, options.width + 1, options.rows).astype(np.int32)
+    chosen = np.asarray(jax.jit(select_smallest)(scores, counts))
+    rank = np.argsort(np.argsort(scores, axis=1, kind="stable"), axis=1, kind="stable")
+    radix = seconds(jax.jit(select_smallest), jnp.asarray(scores), jnp.asarray(counts))
+    sort = seconds(jax.jit(lambda x: jnp.sort(x, axis=1)), jnp.asarray(scores))
+    print(f"equal to the stable sort: {bool((chosen == (rank < counts[:, None])).all())}")
+    print(f"radix select: {scores.size / radix / 1e6:.0f} million scores/s")
+    print(f"jnp.sort: {scores.size / sort / 1e6:.0f} million scores/s")
+    print(f"ratio: {sort / radix:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Rules of the house: who may import whom, what a wheel holds, which files a new part touches."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENGINE = sorted((ROOT / "neuroal_jax").rglob("*.py"))
+PROGRAMS = sorted([*(ROOT / "convert").glob("*.py"), *(ROOT / "eval").glob("*.py")])
+
+
+def imported(path):
+    """Top-level names that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0])
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", ENGINE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_engine_imports_neither_torch_nor_the_programs(path):
+    forbidden = {"torch", "convert", "eval", "neuroal_jax.convert", "neuroal_jax.eval"}
+    assert not imported(path) & forbidden
+
+
+@pytest.mark.parametrize("path", [*ENGINE, *PROGRAMS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_unpickles_or_trusts_remote_code(path):
+    text = path.read_text()
+    for word in ("import pickle", "torch.load(", "trust_remote_code=True", "allow_pickle=True"):
+        assert word not in text
+
+
+@pytest.mark.parametrize("module", ["convert.masks_to_torch", "neuroal_jax.masks", "neuroal_jax.prune", "neuroal_jax"])
+def test_these_modules_import_no_jax(module):
+    code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('jax', 'flax', 'torch')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_prune_is_a_module_and_a_function():
+    code = (
+        "import neuroal_jax, neuroal_jax.prune\n"
+        "assert callable(neuroal_jax.prune) and neuroal_jax.prune.main\n"
+        "assert set(neuroal_jax.__all__) <= {name for name in neuroal_jax.__all__ if getattr(neuroal_jax, name)}"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_pruners_and_families_are_one_file_and_one_registry_line():
+    from neuroal_jax.config import PRUNERS as CHOICES
+    from neuroal_jax.models import FAMILIES
+    from neuroal_jax.pruners import PRUNERS
+
+    assert tuple(PRUNERS) == CHOICES
+    assert {path.stem for path in (ROOT / "neuroal_jax/pruners").glob("*.py")} == {"__init__", *PRUNERS}
+    for module in FAMILIES.values():
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+
+
+def test_demo_is_small():
+    files = [path for path in (ROOT / "neuroal_jax" / "demo").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert sum(path.stat().st_size for path in files) < 2 * 10**6
+
+
+def test_the_wheel_holds_one_package(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"neuroal_jax"}
+    for name in ("convert/masks_to_torch.py", "eval/perplexity.py", "prune.py", "py.typed"):
+        assert f"neuroal_jax/{name}" in names
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "calibration.jsonl", "evaluation.txt"):
+        assert f"neuroal_jax/demo/{name}" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
