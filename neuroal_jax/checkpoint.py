@@ -113,8 +113,11 @@ class Checkpoint:
         return BlockWeights(linears, rest)
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of all mapped tensors (`model`) and of the prunable ones, which masks are tied to (`prunable`)."""
-        found = digests(self.source, sorted(expand(self.rules, self.num_blocks)))
+        """SHA-256 of all mapped tensors (`model`) and of the prunable ones, which masks are tied to (`prunable`).
+
+        Reads, and so checks, every tensor, those too that a run may never need.
+        """
+        found = digests(sorted(expand(self.rules, self.num_blocks)), self.read)
         prunable = self.prunable()
         return {
             "model": combine(found),

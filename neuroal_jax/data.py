@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from neuroal_jax.config import TEXTS
 from neuroal_jax.errors import UserError
 from neuroal_jax.locate import DEMO
 
@@ -80,6 +81,7 @@ class Reader:
             UserError: If the source is unknown, empty, too short, or not of this model's vocabulary.
         """
         flag = f"--calib {source}"
+        _check_exists(source, flag)
         if _is_token_file(source):
             ids = self._check_ids(_load_tokens(Path(source), "calibration", flag), flag)
             if ids.ndim == 2:
@@ -101,6 +103,7 @@ class Reader:
             UserError: As `calibration`.
         """
         flag = f"--eval {source}"
+        _check_exists(source, flag)
         if _is_token_file(source):
             ids = self._check_ids(_load_tokens(Path(source), "evaluation", flag), flag)
             if ids.ndim == 2:
@@ -145,6 +148,11 @@ class Reader:
                 "the ids are of another tokenizer"
             )
         return ids.astype(np.int32)
+
+
+def _check_exists(source: str, flag: str) -> None:
+    if source not in TEXTS and not Path(source).is_file():
+        raise UserError(f"{flag}: no such file, and not one of {', '.join(TEXTS)}")
 
 
 def _is_token_file(source: str) -> bool:
@@ -217,8 +225,6 @@ def _load_hub_text(source: str, split: str, flag: str) -> Text:
 def _read_text(path: Path, flag: str) -> Text:
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     kind = suffixes[-1] if suffixes else ""
-    if not path.is_file():
-        raise UserError(f"{flag}: no such file, and not one of c4, wikitext2, ptb, demo")
     try:
         if kind == ".parquet":
             return Text(_parquet_column(path, flag), joined=False)

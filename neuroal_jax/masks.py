@@ -141,7 +141,7 @@ def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -
 def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
     """Raises UserError unless `source` holds the very weights that the masks were computed from."""
     check_fit(masks, source.infos, model)
-    if combine(digests(source, masks.packed)) != masks.source:
+    if combine(digests(masks.packed, source.read)) != masks.source:
         raise UserError(
             f"{model} has other weights than the masks were computed from "
             f"(expected prunable SHA-256 {masks.source[:16]}...): use the checkpoint that was pruned"

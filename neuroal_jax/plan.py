@@ -16,7 +16,7 @@ import numpy as np
 
 from neuroal_jax.budget import prunable_weights
 from neuroal_jax.checkpoint import Checkpoint
-from neuroal_jax.models.layers import SCORE_BYTES
+from neuroal_jax.models.layers import score_bytes
 from neuroal_jax.walk import candidates_together
 
 _SELECTION_BYTES = 14  # per weight: fp32 score, its sortable bits, ranks of ties, flags
@@ -72,7 +72,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     live = size * _live_width(checkpoint)
     selection = _SELECTION_BYTES * max(math.prod(shape) for shape in shapes.values())
     available, on_host = device_memory()
-    fixed = 2 * block + 2 * SCORE_BYTES
+    fixed = 2 * block + 2 * max(score_bytes(), 4 * checkpoint.config.num_attention_heads * work.seqlen**2)
 
     tokens = work.search_samples * work.seqlen
     per_candidate = tokens * (live + hidden) + block + selection

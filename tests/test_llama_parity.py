@@ -86,6 +86,6 @@ def test_attention_in_slices_equals_attention_at_once(monkeypatch):
     q = jax.random.normal(keys[0], (5, 9, 4, 6))
     k, v = (jax.random.normal(key, (5, 9, 2, 6)) for key in keys[1:])
     at_once = layers.causal_attention(q, k, v)
-    monkeypatch.setattr(layers, "SCORE_BYTES", 2 * 4 * 4 * 9 * 9)
+    monkeypatch.setattr(layers, "score_bytes", lambda: 2 * 4 * 4 * 9 * 9)
     np.testing.assert_allclose(layers.causal_attention(q, k, v), at_once, atol=1e-6)
     np.testing.assert_allclose(at_once, jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=1e-5)

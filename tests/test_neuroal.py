@@ -144,7 +144,7 @@ def test_candidates_together_wastes_little(sizes, limit, expected):
 
 
 class TorchOracle:
-    """NeuroAL as the paper states it, on transformers' own Llama: hooks, sorts, one candidate and sequence at a time."""
+    """NeuroAL as the paper states it, on transformers' own Llama: hooks, sorts, one sequence at a time."""
 
     ORDER = tuple(linear.name for linear in llama_family.LINEARS)
 

@@ -22,6 +22,7 @@ _HARMLESS = frozenset(
     unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
     """.split()  # noqa: SIM905 (a list of 70 lines is harder to read)
 )
+MAX_BLOCKS = 10_000  # far beyond any model; a damaged number must not make a table of billions of names
 _MOE = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 
 
@@ -53,14 +54,16 @@ def refuse_unknown(config: Mapping[str, Any], known: frozenset[str]) -> None:
         )
 
 
-def take_int(config: Mapping[str, Any], key: str, default: int | None = None, *, low: int = 1) -> int:
-    """A whole number of at least `low` from a config."""
+def take_int(
+    config: Mapping[str, Any], key: str, default: int | None = None, *, low: int = 1, high: int = 2**31 - 1
+) -> int:
+    """A whole number from `low` to `high` from a config."""
     value = config.get(key)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         found = "is missing" if value is None else f"is {value!r}"
-        raise UserError(f"config.json: {key} {found}, expected a whole number of at least {low}")
+        raise UserError(f"config.json: {key} {found}, expected a whole number from {low} to {high}")
     return value
 
 

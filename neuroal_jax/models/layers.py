@@ -20,8 +20,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
-# Attention scores of this many bytes at a time: they stay near the cache on a CPU and never fill an accelerator.
-SCORE_BYTES = 64 * 2**20
+# Attention scores of this many bytes at a time, by backend: on a CPU they stay in the cache, an accelerator wants width.
+SCORE_BYTES = {"cpu": 4 * 2**20}
+SCORE_BYTES_ELSEWHERE = 256 * 2**20
+
+
+def score_bytes() -> int:
+    """Bytes of attention scores that exist at a time, unless one sequence alone has more."""
+    return SCORE_BYTES.get(jax.default_backend(), SCORE_BYTES_ELSEWHERE)
 
 
 def linear(inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
@@ -108,7 +114,7 @@ def causal_attention(
         out = jnp.einsum("grts,sgh->tgrh", weights, value, precision=precision)
         return out.reshape(tokens, heads, head_dim)
 
-    together = max(1, min(batch, SCORE_BYTES // (4 * heads * tokens * tokens)))
+    together = max(1, min(batch, score_bytes() // (4 * heads * tokens * tokens)))
     if together == batch:
         return jax.vmap(one)((q, k, v))
     return jax.lax.map(one, (q, k, v), batch_size=together)

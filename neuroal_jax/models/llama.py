@@ -66,7 +66,7 @@ def parse_config(config: Mapping[str, Any]) -> LlamaConfig:
         vocab_size=hf_config.take_int(config, "vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=hf_config.take_int(config, "intermediate_size"),
-        num_hidden_layers=hf_config.take_int(config, "num_hidden_layers"),
+        num_hidden_layers=hf_config.take_int(config, "num_hidden_layers", high=hf_config.MAX_BLOCKS),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
