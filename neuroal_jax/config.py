@@ -204,7 +204,7 @@ def _boolean(name: str, value: Any) -> bool:
 
 def _allocation(value: Any) -> str:
     text = _text("allocation", value)
-    if text not in ALLOCATIONS and not Path(text).is_file():
+    if text not in ALLOCATIONS and not os.path.isfile(text):
         close = _unknown("allocation", text, ALLOCATIONS)
         raise UserError(f"{close}, or an allocation.json that exists")
     return text

@@ -3,7 +3,9 @@
 import gzip
 import hashlib
 import json
+import os
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -151,7 +153,7 @@ class Reader:
 
 
 def _check_exists(source: str, flag: str) -> None:
-    if source not in TEXTS and not Path(source).is_file():
+    if source not in TEXTS and not os.path.isfile(source):
         raise UserError(f"{flag}: no such file, and not one of {', '.join(TEXTS)}")
 
 
@@ -162,21 +164,22 @@ def _is_token_file(source: str) -> bool:
 def _load_tokens(path: Path, role: str, flag: str) -> np.ndarray:
     """Token ids of a file, 1-D or 2-D; of several arrays in an .npz, the one named after its role."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            ids = loaded
-        else:
-            names = loaded.files
-            if role not in names and len(names) != 1:
-                raise UserError(f"{flag}: holds arrays {names}, expected a single one or one named '{role}'")
-            ids = loaded[role if role in names else names[0]]
-    except (OSError, ValueError, EOFError, KeyError, SyntaxError) as error:
+        with path.open("rb") as file:  # NumPy leaves a file open that it opened itself and found damaged
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                ids = loaded
+            else:
+                names = loaded.files
+                if role not in names and len(names) != 1:
+                    raise UserError(f"{flag}: holds arrays {names}, expected a single one or one named '{role}'")
+                ids = loaded[role if role in names else names[0]]
+    except UserError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
         raise UserError(f"{flag}: cannot be read as NumPy token ids ({error})") from error
-    except Exception as error:
-        if type(error).__module__ not in ("zipfile", "zlib"):
-            raise
-        raise UserError(f"{flag}: is a damaged .npz file ({error})") from error
-    if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2):
+    if not isinstance(ids, np.ndarray):
+        raise UserError(f"{flag}: holds something that is no array")
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
         raise UserError(f"{flag}: holds {ids.dtype} of shape {list(ids.shape)}, expected whole numbers, 1-D or 2-D")
     if ids.size == 0:
         raise UserError(f"{flag}: holds no tokens")
@@ -234,7 +237,7 @@ def _read_text(path: Path, flag: str) -> Text:
                     [_text_of(line, number, flag) for number, line in enumerate(file, 1) if line.strip()], False
                 )
             return Text([file.read()], joined=True)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{flag}: cannot be read as text ({error})") from error
 
 
@@ -243,6 +246,7 @@ def _text_of(line: str, number: int, flag: str) -> str:
         text = json.loads(line)["text"]
         if not isinstance(text, str):
             raise TypeError(f"'text' is a {type(text).__name__}")
+        text.encode()  # half a surrogate pair is no text
         return text
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{flag}: line {number} is no JSON object with a string 'text' ({error!r})") from error

@@ -1,5 +1,6 @@
 """Where a model lies: the embedded demo, a directory, or the Hugging Face Hub. Imports no JAX."""
 
+import os
 import re
 from pathlib import Path
 
@@ -14,9 +15,9 @@ def locate(model: str) -> Path:
     if model == "demo":
         return DEMO
     path = Path(model).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, false for a name that is too long
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise UserError(f"--model {model} is a file, expected a checkpoint directory")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise UserError(f"--model {model}: no such directory, and not a Hugging Face model id (owner/name)")

@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
-# Attention scores of this many bytes at a time, by backend: on a CPU they stay in the cache, an accelerator wants width.
+# Attention scores of this many bytes at a time: on a CPU they stay in the cache, an accelerator wants width.
 SCORE_BYTES = {"cpu": 4 * 2**20}
 SCORE_BYTES_ELSEWHERE = 256 * 2**20
 
