@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from neuroal_jax.config import refuse_same_directory
 from neuroal_jax.errors import UserError
 from neuroal_jax.output import staged
 
@@ -34,6 +35,7 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
     from neuroal_jax.orbax_source import PARAMS
     from neuroal_jax.tensors import copy_side_files
 
+    refuse_same_directory({"--model": model, "--out": str(out)})
     checkpoint = open_checkpoint(model)
     with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale=PARAMS) as staging:
         arrays = {path: np.ascontiguousarray(array) for path, array in flax_params(checkpoint).items()}

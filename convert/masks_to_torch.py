@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neuroal_jax.config import refuse_same_directory
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.locate import locate
 from neuroal_jax.masks import PackedMasks, check_pruned, check_source, pruned_problem, read_masks
@@ -70,9 +71,10 @@ def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = Fa
     Raises:
         UserError: If the masks were computed from other weights, or something cannot be read or written.
     """
+    refuse_same_directory({"--model": model, "--out": str(out), "the masks' directory": str(masks_path.parent)})
     masks, source = read_masks(masks_path), SafetensorsSource(locate(model))
     check_source(masks, source, model)
-    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale="*.safetensors*") as staging:
+    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale="model*.safetensors*") as staging:
         copy_edited(source, staging, masks.packed, masks.prune)
         copy_side_files(locate(model), staging)
 
@@ -95,7 +97,12 @@ def verify(model: str, masks_path: Path, *, load: bool = True) -> None:
         return
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True, trust_remote_code=False)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many kinds
+        raise UserError(f"transformers cannot load {model} ({str(error)[:200]}): pass --files-only") from error
     problems = []
     for name, weight in _weights_of(loaded, masks).items():
         zero = (weight == 0).cpu().numpy()

@@ -101,7 +101,7 @@ class Checkpoint:
     def read_block(self, block: int) -> BlockWeights:
         """One block's parameters; the linears keep Hugging Face's orientation."""
         names = {f"{linear.name}.kernel": linear.name for linear in self.family.linears}
-        linears, rest = {}, {}
+        linears, rest = {}, dict(self.family.block_constants(self.config, block))
         for rule in self.rules:
             if rule.flax.startswith("blocks.{block}."):
                 path = rule.flax.removeprefix("blocks.{block}.")

@@ -25,7 +25,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> PruneConfig:
     """
     given = vars(_parser().parse_args(arguments))
     file = given.pop("config")
-    values = {**_read_yaml(Path(file)), **given} if file else given
+    values = given if file is None else {**_read_yaml(Path(file)), **given}
     if "model" not in values:
         raise UserError("--model is missing: name a checkpoint directory, a Hub model id or demo (see --help)")
     return PruneConfig(**values)

@@ -111,7 +111,7 @@ class PruneConfig:
             raise UserError("--out is missing: name the directory for the results")
         if self.sparsity is None and self.allocation in ALLOCATIONS:
             raise UserError("--sparsity is missing: give the share of weights to remove, e.g. --sparsity 0.7")
-        self._refuse_same_directory()
+        refuse_same_directory({"--model": self.model, "--out": self.out, "--save-model": self.save_model})
 
     def _lambda_set(self, name: str) -> str | tuple[float, ...]:
         value = getattr(self, name)
@@ -119,15 +119,16 @@ class PruneConfig:
             return "reference" if self.budget == "reference" else "paper"
         return _lambdas(name, value)
 
-    def _refuse_same_directory(self) -> None:
-        paths = {"--model": self.model, "--out": self.out, "--save-model": self.save_model}
-        seen: dict[str, str] = {}
-        for flag, value in paths.items():
-            if value is not None:
-                path = os.path.realpath(value)
-                if path in seen:
-                    raise UserError(f"{seen[path]} and {flag} are the same directory, {value}: choose another")
-                seen[path] = flag
+
+def refuse_same_directory(paths: Mapping[str, str | None]) -> None:
+    """Raises UserError if two of these directories, by flag, are one."""
+    seen: dict[str, str] = {}
+    for flag, value in paths.items():
+        if value is not None and not (flag == "--model" and value == "demo"):
+            path = os.path.realpath(value)
+            if path in seen:
+                raise UserError(f"{seen[path]} and {flag} are the same directory, {value}: choose another")
+            seen[path] = flag
 
 
 def check_names(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def _optional(convert: Any, name: str, value: Any) -> Any:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise UserError(f"{flag(name)} is {value!r}, expected a name or a path")
-    return str(value)
+    return os.path.expanduser(value)
 
 
 def _source(name: str, value: Any, default: str) -> str:
@@ -172,7 +173,7 @@ def _number(name: str, value: Any, expected: str) -> float:
         if isinstance(value, bool):
             raise ValueError
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{flag(name)} is {value!r}, expected {expected}") from None
 
 

@@ -270,6 +270,7 @@ def _parquet_column(path: Path, flag: str) -> list[str]:
 
 def _tokenizer(model: Path) -> tuple[Encode, int | None]:
     """The model's tokenizer as a function, special tokens included, and its BOS id."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missing: it is not needed here
     from transformers import AutoTokenizer
     from transformers.utils import logging
 

@@ -29,6 +29,9 @@ def load_model(model: str, dtype: str | None = None) -> CausalLM:
     params = {path: jnp.asarray(array, dtype) for path, array in flax_params(checkpoint).items()}
     owners = {rule.hf: rule.flax for rule in checkpoint.rules if not rule.tied}
     params |= {rule.flax: params[owners[rule.hf]] for rule in checkpoint.rules if rule.tied}
+    for block in range(checkpoint.num_blocks):
+        constants = checkpoint.family.block_constants(checkpoint.config, block)
+        params |= {f"blocks.{block}.{path}": jnp.asarray(value) for path, value in constants.items()}
     abstract = nnx.eval_shape(lambda: CausalLM(checkpoint.family, checkpoint.config, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(abstract)
     flat = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(state)]

@@ -14,7 +14,7 @@ def locate(model: str) -> Path:
     """The local directory of a model: `demo`, a path, or a Hub id (downloaded to the Hub's own cache)."""
     if model == "demo":
         return DEMO
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if os.path.isdir(path):  # unlike Path.is_dir, false for a name that is too long
         return path
     if os.path.exists(path):

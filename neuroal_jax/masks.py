@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from neuroal_jax.errors import UserError, shorten
-from neuroal_jax.tensors import TensorInfo, TensorSource, combine, digests
+from neuroal_jax.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests
 
 FORMAT = "neuroal-masks-1"
 _ENTRY = "neuroal"
@@ -80,13 +80,15 @@ def read_masks(path: Path) -> PackedMasks:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, AttributeError, TypeError) as error:  # the last two: dtypes NumPy lacks
         raise UserError(f"{path} is not a readable mask file ({error})") from error
     header = _read_header(path, metadata)
     widths = _read_counts(path, header, "widths")
     kept_zeros = _read_counts(path, header, "kept_zeros")
     if set(widths) != set(packed) or not set(kept_zeros) <= set(packed):
         raise UserError(f"{path}: its widths and its tensors are of different names: the file is damaged")
+    if not packed:
+        raise UserError(f"{path} holds no masks")
     for name, bits in packed.items():
         expected = -(-widths[name] // 8)
         if bits.dtype != np.uint8 or bits.ndim != 2 or bits.shape[1] != expected:
@@ -94,7 +96,12 @@ def read_masks(path: Path) -> PackedMasks:
                 f"{path}: {name} is {bits.dtype} {list(bits.shape)}, expected uint8 [out, {expected}] "
                 f"for {widths[name]} inputs"
             )
-    return PackedMasks(packed, widths, kept_zeros, str(header.get("source")), dict(header.get("run") or {}))
+        if widths[name] % 8 and (bits[:, -1] & (0xFF >> widths[name] % 8)).any():
+            raise UserError(f"{path}: {name} has bits set beyond its {widths[name]} inputs: the file is damaged")
+    run = header.get("run")
+    if not isinstance(run, dict):
+        raise UserError(f"{path}: 'run' of its metadata is missing or damaged")
+    return PackedMasks(packed, widths, kept_zeros, str(header.get("source")), run)
 
 
 def load_masks(path: str | Path) -> dict[str, np.ndarray]:
@@ -134,6 +141,8 @@ def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -
             problems.append(f"{name} is not in the model")
         elif infos[name].shape != shape:
             problems.append(f"{name} has shape {list(infos[name].shape)}, the mask {list(shape)}")
+        elif infos[name].dtype not in FLOAT_DTYPES:
+            problems.append(f"{name} has dtype {infos[name].dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
     if problems:
         raise UserError(f"the masks are of another model than {model}: {shorten(problems)}")
 

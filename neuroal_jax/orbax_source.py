@@ -54,7 +54,10 @@ class OrbaxSource:
         path, transpose = self._places[name]
         how = unflatten_dict({path: ocp.RestoreArgs(restore_type=np.ndarray)}, sep=".")
         args = ocp.args.PyTreeRestore(item=unflatten_dict({path: 0}, sep="."), restore_args=how, partial_restore=True)
-        ((_, array),) = _flatten(self._checkpointer.restore(self._path, args=args))
+        try:
+            ((_, array),) = _flatten(self._checkpointer.restore(self._path, args=args))
+        except Exception as error:  # Orbax raises many kinds, none of them documented.
+            raise UserError(f"{self._path}: {path} cannot be read ({error}): convert the model again") from error
         return np.ascontiguousarray(array.T) if transpose else array
 
 

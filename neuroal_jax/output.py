@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from neuroal_jax.errors import UserError
 
 
@@ -26,27 +28,40 @@ def staged(target: Path, *, overwrite: bool, marker: str, flag: str, stale: str 
     Raises:
         UserError: If `target` holds a result already, or nothing can be written there.
     """
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{flag} {target} is a file, expected a directory")
-    if (target / marker).exists() and not overwrite:
+    _check_target(target, flag)
+    if os.path.exists(target / marker) and not overwrite:
         raise UserError(f"{flag} {target} already holds a result ({marker}): pass --overwrite to replace it")
+    replacing = os.path.exists(target / marker)
     made = _missing_parents(target)
+    # Beside a new target, inside one that exists: it may be a mount point, and files move within a file system only.
+    place = target if os.path.isdir(target) else target.parent
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        place.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name[:99]}.", suffix=".partial", dir=place))
     except OSError as error:
         _remove_empty(made)
         raise UserError(f"{flag} {target} cannot be written ({error.strerror}): choose another directory") from error
     try:
         yield staging
-        _publish(staging, target, marker, stale)
-    except OSError as error:
-        if error.filename is None or not str(error.filename).startswith((str(staging), str(target))):
-            raise
-        raise UserError(f"{flag} {target} cannot be written ({error.strerror}: {error.filename})") from error
+        _publish(staging, target, marker, stale if replacing else None)
+    except (OSError, SafetensorError) as error:  # a full disk, a directory in the way, a target that vanished
+        raise UserError(f"{flag} {target} cannot be written ({error})") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         _remove_empty(made)
+
+
+def _check_target(target: Path, flag: str) -> None:
+    if os.path.exists(target) and not os.path.isdir(target):
+        raise UserError(f"{flag} {target} is a file, expected a directory")
+    if os.path.islink(target) and not os.path.exists(target):
+        raise UserError(f"{flag} {target} is a link to nowhere, expected a directory")
+    try:
+        os.lstat(target)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{flag} {target} cannot be written ({error.strerror}): choose another directory") from error
 
 
 def _publish(staging: Path, target: Path, marker: str, stale: str | None) -> None:
@@ -55,7 +70,7 @@ def _publish(staging: Path, target: Path, marker: str, stale: str | None) -> Non
     staging.chmod(0o777 & ~umask)  # mkdtemp and safetensors make private files
     for path in staging.iterdir():
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
-    if not target.exists():
+    if not target.is_dir():
         staging.rename(target)
         return
     (target / marker).unlink(missing_ok=True)
@@ -66,7 +81,7 @@ def _publish(staging: Path, target: Path, marker: str, stale: str | None) -> Non
 
 
 def _missing_parents(target: Path) -> list[Path]:
-    return [parent for parent in target.absolute().parents if not parent.exists()]
+    return [parent for parent in target.absolute().parents if not os.path.exists(parent)]
 
 
 def _remove_empty(parents: list[Path]) -> None:

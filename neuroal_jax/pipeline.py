@@ -140,7 +140,9 @@ def _stage_model(config: PruneConfig, stack: ExitStack) -> Path | None:
         return None
     target = Path(config.save_model)
     return stack.enter_context(
-        staged(target, overwrite=config.overwrite, marker="config.json", flag="--save-model", stale="*.safetensors*")
+        staged(
+            target, overwrite=config.overwrite, marker="config.json", flag="--save-model", stale="model*.safetensors*"
+        )
     )
 
 

@@ -4,7 +4,10 @@ The module can be called: it is the function `neuroal_jax.prune(config)` too.
 """
 
 import logging
+import os
+import signal
 import sys
+import threading
 import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -26,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("neuroal_jax").setLevel(logging.INFO)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        terminate = signal.signal(signal.SIGTERM, _interrupt)  # ends like Ctrl-C: what is half-written goes away
     try:
         config = parse_arguments(arguments)
         from neuroal_jax import pipeline
@@ -37,7 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, terminate)
     return 0
+
+
+def _interrupt(number: int, frame: types.FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 class _CallableModule(types.ModuleType):
@@ -52,5 +65,15 @@ class _CallableModule(types.ModuleType):
 
 sys.modules[__name__].__class__ = _CallableModule
 
+
+def program() -> None:
+    """The process: `main`, and an end that does not wait for the computation that an interrupt left running."""
+    code = main()
+    if code == INTERRUPTED:
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

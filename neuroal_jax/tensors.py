@@ -110,7 +110,7 @@ def _weight_files(directory: Path) -> list[Path]:
     if (directory / _INDEX).is_file():
         shards = sorted(set(_read_index(directory).values()))
         for shard in shards:
-            if Path(shard).name != shard or not (directory / shard).is_file():
+            if Path(shard).name != shard or not os.path.isfile(directory / shard):
                 raise UserError(f"{directory / _INDEX} names {shard!r}, which is no file of {directory}")
         return [directory / shard for shard in shards]
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))

@@ -165,7 +165,9 @@ class Walk:
                 yield block, weights
 
     def _put(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
-        return {name: jnp.asarray(array).astype(self.dtype) for name, array in arrays.items()}
+        """Arrays on the device, floats in the compute dtype."""
+        moved = {name: jnp.asarray(array) for name, array in arrays.items()}
+        return {name: x.astype(self.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for name, x in moved.items()}
 
     def _batches(self, windows: np.ndarray) -> list[np.ndarray]:
         """Equal batches of windows, the last one filled up with copies of its last window."""

@@ -1,5 +1,6 @@
 """Shared fixtures: tiny random models made on the spot, and the optional folder of real models and goldens."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,24 +23,31 @@ LLAMA = {
 }
 
 
-def save_random_llama(directory: Path, *, dtype: str = "float32", seed: int = 0, shard: str = "5GB", **options) -> Path:
-    """Saves a random Llama of transformers, with norms and biases that are not all ones and zeros."""
+def save_random_model(
+    directory: Path, *, family: str = "Llama", dtype: str = "float32", seed: int = 0, shard: str = "5GB", **options
+) -> Path:
+    """Saves a random model of transformers, with norms and biases that are not all ones and zeros."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**{**LLAMA, **options}))
+    config = getattr(transformers, f"{family}Config")(**{**LLAMA, **options})
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=shard)
+    saved = json.loads((directory / "config.json").read_text())
+    unused = [key for key in ("intermediate_size", "num_key_value_heads") if key not in type(config)().to_dict()]
+    kept = {key: value for key, value in saved.items() if key not in unused}  # of LLAMA's, what the family ignores
+    (directory / "config.json").write_text(json.dumps(kept))
     return directory
 
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory) -> Path:
     """A random grouped-query Llama in fp32."""
-    return save_random_llama(tmp_path_factory.mktemp("llama"))
+    return save_random_model(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +61,8 @@ def tokens(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_llama(tmp_path_factory) -> Callable[..., Path]:
-    """A factory of random Llamas: `make_llama(num_key_value_heads=1)`."""
-    return lambda **options: save_random_llama(tmp_path_factory.mktemp("model"), **options)
+    """A factory of random models: `make_llama(num_key_value_heads=1)`, `make_llama(family="Phi")`."""
+    return lambda **options: save_random_model(tmp_path_factory.mktemp("model"), **options)
 
 
 @pytest.fixture(scope="session")

@@ -74,3 +74,53 @@ def test_bad_entries(tmp_path, sparsity, message):
 def test_bad_files(tmp_path, content, message):
     with pytest.raises(UserError, match=message):
         load(tmp_path / "a.json", content)
+
+
+def test_the_borders_are_sparsities_and_the_method_may_be_left_out(tmp_path):
+    allocation, _ = load(
+        tmp_path / "a.json", {"format": "neuroal-allocation-1", "sparsity": {"model": 0, "model.layers.0": 1}}
+    )
+    assert allocation.blocks == ({"q": 1.0, "mlp.up": 1.0}, {"q": 0.0, "mlp.up": 0.0})
+    assert allocation.method == "file"
+
+
+@pytest.mark.parametrize(
+    "value", [True, None, {}, -0.1, 10**400, [0.5, 1.5], [0.5, float("nan")], [0.5, True], [0.5, [1]]]
+)
+def test_what_is_no_sparsity_is_refused(tmp_path, value):
+    sparsity = {"model": 0.5, "model.layers.0.q": value}
+    with pytest.raises(UserError, match=r"does not fit the model: model\.layers\.0\.q "):
+        load(tmp_path / "a.json", {"format": "neuroal-allocation-1", "sparsity": sparsity})
+
+
+def test_several_problems_are_reported_together(tmp_path):
+    sparsity = {"model.layers.0": 0.5, "model.layers.1.q": 2, "x": 0.5}
+    with pytest.raises(
+        UserError, match=r"layers\.1\.q is 2, .*layers\.1\.mlp\.up\.weight has no entry; x is no linear"
+    ):
+        load(tmp_path / "a.json", {"format": "neuroal-allocation-1", "sparsity": sparsity})
+
+
+def test_a_bad_key_is_reported_once(tmp_path):
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "a.json", {"format": "neuroal-allocation-1", "sparsity": {"model": 2}})
+    assert str(caught.value).count("model is 2") == 1
+
+
+def test_a_key_that_longer_keys_cover_is_accepted(tmp_path):
+    sparsity = {"model": 0.1, "model.layers.0": 0.2, "model.layers.1": 0.3}
+    allocation, _ = load(tmp_path / "a.json", {"format": "neuroal-allocation-1", "sparsity": sparsity})
+    assert allocation.blocks == ({"q": 0.2, "mlp.up": 0.2}, {"q": 0.3, "mlp.up": 0.3})
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b"1" * 5000], ids=range(5))
+def test_a_file_that_is_no_json_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.json cannot be read as JSON"):
+        load_allocation(tmp_path / "a.json", NAMES, SHAPES, 2)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match="cannot be read as JSON"):
+            load_allocation(path, NAMES, SHAPES, 2)

@@ -1,6 +1,8 @@
 """Reading checkpoints: every dtype and layout bit for bit, there and back."""
 
 import json
+import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -133,3 +135,219 @@ def test_a_hub_id_is_downloaded_with_the_hubs_own_client(llama, monkeypatch):
     )
     assert open_checkpoint("owner/name").path == llama
     assert asked == ["owner/name"]
+
+
+def copied(llama, tmp_path):
+    return shutil.copytree(llama, tmp_path / "model")
+
+
+def edit_config(model, **options):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **options}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_tensor_that_is_not_finite_is_named_when_it_is_read(make_llama, dtype, value):
+    directory = make_llama(dtype=dtype)
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][5, 7] = value
+    save_file(tensors, directory / "model.safetensors")
+    checkpoint = open_checkpoint(str(directory))
+    checkpoint.read("model.layers.0.mlp.up_proj.weight")
+    for read in (lambda: checkpoint.read_block(1), checkpoint.hashes, lambda: load_model(str(directory))):
+        with pytest.raises(
+            UserError, match=r"tensor model\.layers\.1\.mlp\.up_proj\.weight of .* holds NaN or infinity"
+        ):
+            read()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_largest_numbers_are_finite(dtype):
+    import ml_dtypes
+
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    assert is_finite(np.array([ml_dtypes.finfo(kind).max, ml_dtypes.finfo(kind).min, 0], kind))
+
+
+def test_without_tying_the_head_is_needed(llama, tmp_path):
+    model = copied(llama, tmp_path)
+    tensors = load_file(model / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(UserError, match=r"lm_head\.weight is missing"):
+        open_checkpoint(str(model))
+
+
+def test_all_kinds_of_problems_are_reported_together(llama, tmp_path):
+    model = copied(llama, tmp_path)
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    tensors["model.norm.weight"] = np.ones(31, np.float32)
+    tensors["lm_head.weight"] = np.ones((96, 32), np.float64)
+    tensors["model.layers.3.mlp.up_proj.weight"] = np.ones((56, 32), np.float32)
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(UserError) as caught:
+        open_checkpoint(str(model))
+    for problem in (
+        "model.layers.0.mlp.up_proj.weight is missing",
+        "model.norm.weight has shape [31], expected [32]",
+        "lm_head.weight has dtype F64, expected one of F32, F16, BF16",
+        "model.layers.3.mlp.up_proj.weight is not a tensor of a llama model",
+    ):
+        assert problem in str(caught.value)
+
+
+def with_header(text):
+    return lambda content: struct.pack("<Q", len(text)) + text + content[8 + int.from_bytes(content[:8], "little") :]
+
+
+DAMAGE = {
+    "no bytes": lambda content: b"",
+    "seven bytes": lambda content: content[:7],
+    "a header longer than the file": lambda content: struct.pack("<Q", 2**62) + content[8:],
+    "no header": lambda content: struct.pack("<Q", 0) + content[8:],
+    "a header of zeros": with_header(b"\0" * 64),
+    "a header that is a list": with_header(b"[]"),
+    "a header that is null": with_header(b"null"),
+    "an entry without a shape": with_header(b'{"a":{"dtype":"F32","data_offsets":[0,4]}}'),
+    "an unknown dtype": with_header(b'{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}'),
+    "a negative size": with_header(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}'),
+    "offsets that do not fit the shape": with_header(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}'),
+    "offsets beyond the file": with_header(b'{"a":{"dtype":"F32","shape":[9999999],"data_offsets":[0,39999996]}}'),
+    "one byte less": lambda content: content[:-1],
+    "one byte more": lambda content: content + b"\0",
+}
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_safetensors_are_refused(llama, tmp_path, change):
+    path = copied(llama, tmp_path) / "model.safetensors"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match=r"model\.safetensors is not a complete safetensors file"):
+        open_checkpoint(str(path.parent))
+
+
+def test_no_damaged_header_byte_raises_anything_but_a_user_error(llama, tmp_path):
+    path = copied(llama, tmp_path) / "model.safetensors"
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for place in rng.integers(0, 8 + int.from_bytes(content[:8], "little"), 60):
+        path.write_bytes(content[:place] + bytes(rng.integers(0, 256, 1, np.uint8)) + content[place + 1 :])
+        try:
+            open_checkpoint(str(path.parent)).hashes()
+        except UserError:
+            refused += 1
+    assert refused > 40
+
+
+def test_no_value_of_a_config_raises_anything_but_a_user_error(llama, tmp_path):
+    model = copied(llama, tmp_path)
+    keys = json.loads((model / "config.json").read_text())
+    values = [None, True, -1, 0, 7, 0.5, -(10**30), "", "x", "0", [], [1], ["x"], {}, {"x": 1}]
+    escaped = []
+    for key in keys:
+        for value in values:
+            shutil.copy(llama / "config.json", model / "config.json")
+            edit_config(model, **{key: value})
+            try:
+                open_checkpoint(str(model))
+            except UserError as error:
+                assert "\n" not in str(error)
+            except Exception as error:
+                escaped.append((key, value, type(error).__name__))
+    assert escaped == []
+
+
+ESCAPES = [("architectures", [["x"]]), ("architectures", [{}]), ("rms_norm_eps", 10**400)]
+
+
+@pytest.mark.parametrize("key, value", ESCAPES, ids=["lists", "objects", "beyond floats"])
+def test_nested_and_huge_values_of_a_config_are_refused(llama, tmp_path, key, value):
+    model = copied(llama, tmp_path)
+    edit_config(model, **{key: value})
+    with pytest.raises(UserError, match=key):
+        open_checkpoint(str(model))
+
+
+ROPES = [
+    ({"rope_type": "yarn", "factor": 4.0}, "'yarn' is not supported"),
+    ({"rope_type": "linear", "factor": 2.0}, "'linear' is not supported"),
+    ({"rope_type": None}, "None is not supported"),
+    ({"rope_type": ["yarn"]}, "is not supported"),
+    ({"rope_type": "llama3"}, "factor is missing"),
+    ({"rope_type": "default", "mscale": 2.0}, "mscale=2.0"),
+    ({"rope_theta": 0}, "rope_theta is 0"),
+    ({"rope_theta": "1e4"}, "rope_theta is '1e4'"),
+    ([1], r"rope_parameters is \[1\], expected an object"),
+    (
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 4.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "high_freq_factor 4.0 must exceed low_freq_factor 4.0",
+    ),
+]
+
+
+@pytest.mark.parametrize("rope, message", ROPES)
+def test_rotary_positions_that_are_not_implemented_are_refused(llama, tmp_path, rope, message):
+    model = copied(llama, tmp_path)
+    edit_config(model, rope_parameters=rope)
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(str(model))
+
+
+def test_rotary_positions_read_the_same_from_both_spellings(llama, tmp_path):
+    model = copied(llama, tmp_path)
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    edit_config(model, rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **scaling})
+    new = open_checkpoint(str(model)).config
+    for key in ("rope_type", "type"):
+        edit_config(model, rope_parameters=None, rope_theta=5e5, rope_scaling={key: "llama3", **scaling})
+        assert open_checkpoint(str(model)).config == new
+
+
+def test_a_shard_with_a_name_too_long_is_refused(make_llama):
+    directory = make_llama(shard="20KB")
+    path = directory / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"model.norm.weight": "a" * 300}}))
+    with pytest.raises(UserError, match="which is no file of"):
+        open_checkpoint(str(directory))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": null}', "[" * 100_000, '{"weight_map": {"a": 1}}']
+)
+def test_an_index_that_is_none_is_refused(make_llama, content):
+    directory = make_llama(shard="20KB")
+    (directory / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=r"index\.json is not a valid index"):
+        open_checkpoint(str(directory))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_orbax_holds_the_same_bits(make_llama, tmp_path, dtype):
+    from convert.hf_to_flax import convert
+
+    source = open_checkpoint(str(make_llama(dtype=dtype)))
+    convert(str(source.path), tmp_path / "flax")
+    found = open_checkpoint(str(tmp_path / "flax"))
+    assert found.hashes() == source.hashes()
+    for name, info in source.source.infos.items():
+        assert found.source.infos[name] == info
+        np.testing.assert_array_equal(bits(found.read(name)), bits(source.read(name)))
+
+
+def test_a_damaged_array_of_orbax_is_refused(llama, tmp_path):
+    from convert.hf_to_flax import convert
+
+    convert(str(llama), tmp_path / "flax")
+    largest = max((tmp_path / "flax" / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    with pytest.raises(UserError, match="flax"):
+        open_checkpoint(str(tmp_path / "flax")).hashes()

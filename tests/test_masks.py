@@ -1,6 +1,8 @@
 """The mask file and its PyTorch side."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,3 +181,107 @@ def test_the_commands(run, llama, tmp_path, capsys):
     assert main(["verify", "--model", str(llama), "--masks", str(run), "--files-only"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert main(["verify", "--model", str(tmp_path / "none"), "--masks", str(run)]) == 2
+
+
+def test_padding_bits_are_zero_and_a_width_counts_them_out(tmp_path):
+    masks = PackedMasks({"a": np.packbits(np.ones((3, 9), bool), axis=1)}, {"a": 9}, {}, "s", {})
+    assert masks.packed["a"].tolist() == [[255, 128]] * 3
+    assert masks.zeros() == 0
+    assert masks.mask("a").shape == (3, 9)
+
+
+def test_set_padding_bits_are_damage(tmp_path):
+    save_masks(tmp_path / "m", PackedMasks({"a": np.full((3, 2), 255, np.uint8)}, {"a": 9}, {}, "s", {}))
+    with pytest.raises(UserError, match="m: a "):
+        read_masks(tmp_path / "m")
+
+
+@pytest.mark.parametrize("run_entry", [[1], "abc", 5])
+def test_a_run_entry_that_is_no_object_is_damage(tmp_path, run_entry):
+    metadata = {"neuroal": json.dumps(header(run=run_entry))}
+    save_file({"a": np.zeros((3, 2), np.uint8)}, tmp_path / "m", metadata=metadata)
+    with pytest.raises(UserError, match="metadata"):
+        read_masks(tmp_path / "m")
+
+
+def test_masks_of_a_dtype_that_numpy_lacks_are_damage(tmp_path):
+    import torch
+    from safetensors.torch import save_file as save_torch
+
+    tensors = {"a": torch.zeros((3, 2), dtype=torch.float8_e4m3fn)}
+    save_torch(tensors, tmp_path / "m", metadata={"neuroal": json.dumps(header())})
+    with pytest.raises(UserError, match="m"):
+        read_masks(tmp_path / "m")
+
+
+def test_a_file_without_masks_is_refused(tmp_path):
+    save_file({}, tmp_path / "m", metadata={"neuroal": json.dumps(header(widths={}))})
+    with pytest.raises(UserError, match="m"):
+        read_masks(tmp_path / "m")
+
+
+@pytest.mark.parametrize("command", ["apply", "verify"])
+def test_a_model_in_float64_is_refused(run, llama, tmp_path, capsys, command):
+    model = shutil.copytree(llama, tmp_path / "model")
+    tensors = {name: tensor.astype(np.float64) for name, tensor in load_file(model / "model.safetensors").items()}
+    save_file(tensors, model / "model.safetensors")
+    out = ["--out", str(tmp_path / "out")] if command == "apply" else ["--files-only"]
+    assert main([command, "--model", str(model), "--masks", str(run), *out]) == 2
+    assert "F64" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"model_type": "nothing-like-it"}'])
+def test_a_pruned_model_that_transformers_cannot_load_is_one_line(run, llama, tmp_path, capsys, content):
+    save_pruned(str(llama), run, tmp_path / "out")
+    (tmp_path / "out" / "config.json").unlink()
+    if content is not None:
+        (tmp_path / "out" / "config.json").write_text(content)
+    assert main(["verify", "--model", str(tmp_path / "out"), "--masks", str(run)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_applying_into_the_directory_of_the_masks_keeps_the_masks(run, llama, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    masks = Path(shutil.copy(run, tmp_path / "run" / "masks.safetensors"))
+    main(["apply", "--model", str(llama), "--masks", str(masks), "--out", str(tmp_path / "run")])
+    assert masks.read_bytes() == run.read_bytes()
+
+
+def test_a_model_is_not_replaced_by_its_own_pruned_copy(run, llama, tmp_path, capsys):
+    model = shutil.copytree(llama, tmp_path / "model")
+    arguments = ["apply", "--model", str(model), "--masks", str(run), "--out", str(model), "--overwrite"]
+    assert main(arguments) == 2
+    assert (model / "model.safetensors").read_bytes() == (llama / "model.safetensors").read_bytes()
+    assert "same directory" in capsys.readouterr().err
+
+
+def test_save_pruned_copies_side_files_but_neither_code_nor_pickles(run, llama, tmp_path):
+    model = shutil.copytree(llama, tmp_path / "model")
+    for name in ("tokenizer.json", "notes.txt", "modeling_x.py", "pytorch_model.bin", "old.pt"):
+        (model / name).write_bytes(b"\x00\xff" + name.encode())
+    save_pruned(str(model), run, tmp_path / "out")
+    found = {path.name for path in (tmp_path / "out").iterdir()}
+    assert found == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "notes.txt"}
+    for name in found - {"model.safetensors"}:
+        assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
+    assert "spars" not in (tmp_path / "out" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("shard", ["5GB", "20KB"])
+def test_every_byte_outside_of_the_pruned_tensors_stays(make_llama, tokens, tmp_path, shard):
+    model = make_llama(dtype="bfloat16", shard=shard)
+    options = {"allocation": "uniform", "pruner": "magnitude", "calib": str(tokens), "eval": "none"}
+    prune(PruneConfig(model=str(model), sparsity=0.6, out=str(tmp_path / "run"), **options))
+    save_pruned(str(model), tmp_path / "run" / "masks.safetensors", tmp_path / "out")
+    masks = load_masks(tmp_path / "run" / "masks.safetensors")
+    for old in model.glob("*.safetensors"):
+        before, after = bytearray(old.read_bytes()), bytearray((tmp_path / "out" / old.name).read_bytes())
+        size = int.from_bytes(before[:8], "little")
+        for name, entry in json.loads(before[8 : 8 + size]).items():
+            if name in masks:
+                begin, end = (8 + size + offset for offset in entry["data_offsets"])
+                expected = np.frombuffer(before[begin:end], "<u2") * masks[name].reshape(-1)
+                assert np.frombuffer(after[begin:end], "<u2").tolist() == expected.tolist()
+                before[begin:end] = after[begin:end] = bytes(end - begin)
+        assert after == before

@@ -146,7 +146,7 @@ def test_candidates_together_wastes_little(sizes, limit, expected):
 class TorchOracle:
     """NeuroAL as the paper states it, on transformers' own Llama: hooks, sorts, one sequence at a time."""
 
-    ORDER = tuple(linear.name for linear in llama_family.LINEARS)
+    ORDER = tuple(linear.name for linear in llama_family.FAMILY.linears)
 
     def __init__(self, directory, windows):
         import torch

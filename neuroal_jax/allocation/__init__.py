@@ -87,20 +87,21 @@ def load_allocation(
     if not isinstance(entries, dict):
         raise UserError(f"--allocation {path}: 'sparsity' is missing or not an object")
     blocks: list[dict[str, Sparsity]] = [{} for _ in range(num_blocks)]
-    problems, used = [], set()
+    problems: list[str] = []
+    used: set[str] = set()
     for name, (block, linear) in names.items():
         key = next((prefix for prefix in _prefixes(name) if prefix in entries), None)
         if key is None:
             problems.append(f"{name} has no entry")
             continue
-        used.add(key)
+        used.update(prefix for prefix in _prefixes(name) if prefix in entries)
         try:
             blocks[block][linear] = _read_sparsity(entries[key], shapes[linear][0])
         except ValueError as error:
             problems.append(f"{key} {error}")
     problems += [f"{key} is no linear or block of this model" for key in entries if key not in used]
     if problems:
-        raise UserError(f"--allocation {path} does not fit the model: {shorten(problems)}")
+        raise UserError(f"--allocation {path} does not fit the model: {shorten(list(dict.fromkeys(problems)))}")
     requested = content.get("requested")
     if requested is not None and (not _is_fraction(requested) or not 0 < requested < 1):
         raise UserError(f"--allocation {path}: 'requested' is {requested!r}, expected a number between 0 and 1")

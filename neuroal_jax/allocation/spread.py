@@ -22,5 +22,5 @@ def spread(sparsity: float, strength: float, importance: np.ndarray) -> np.ndarr
     span = np.ptp(importance)
     if span == 0:
         return np.full(len(importance), sparsity)
-    density = (importance - importance.min()) / span * 2 * strength
+    density = (importance - importance.min()) * (2 * strength) / span
     return 1 - (density - density.mean() + (1 - sparsity))

@@ -10,7 +10,10 @@ from neuroal_jax.models.family import Family
 from neuroal_jax.models.hf_config import refuse_moe
 
 # model_type -> module with a FAMILY. Imported on use: reading a plan or a mask file needs no JAX.
-FAMILIES = {"llama": "neuroal_jax.models.llama"}
+FAMILIES = {
+    name: f"neuroal_jax.models.{name}"
+    for name in ("gemma", "gemma2", "llama", "mistral", "opt", "phi", "qwen2", "qwen3")
+}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -29,7 +32,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         raise UserError(f"model_type '{model_type}' is not supported, expected one of {', '.join(FAMILIES)}{hint}")
     family: Family = import_module(FAMILIES[model_type]).FAMILY
     architectures = config.get("architectures") or list(family.architectures)
-    if not isinstance(architectures, list) or not set(architectures) <= set(family.architectures):
+    if not isinstance(architectures, list) or any(name not in family.architectures for name in architectures):
         raise UserError(
             f"config.json: architectures {architectures!r} is not supported, expected {list(family.architectures)}"
         )

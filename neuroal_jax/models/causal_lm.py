@@ -3,7 +3,9 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float, Int
 
 from neuroal_jax.models.family import Family
@@ -18,6 +20,9 @@ class CausalLM(nnx.Module):
     def __init__(self, family: Family, config: Any, *, rngs: nnx.Rngs) -> None:
         self.stem = family.stem(config, rngs)
         self.blocks = nnx.List([family.block(config, rngs) for _ in range(config.num_hidden_layers)])
+        for number, block in enumerate(self.blocks):
+            constants = {path: jnp.asarray(x) for path, x in family.block_constants(config, number).items()}
+            nnx.update(block, unflatten_dict(constants, sep="."))
         self.head = family.head(config, rngs)
         if config.tie_word_embeddings:
             self.head.embedding = self.stem.embedding
@@ -38,7 +43,7 @@ def abstract_params(family: Family, config: Any) -> dict[str, jax.ShapeDtypeStru
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
     parts = {"stem": family.stem, "blocks.{block}": family.block, "head": family.head}
     for prefix, build in parts.items():
-        state = nnx.state(nnx.eval_shape(lambda build=build: build(config, nnx.Rngs(0))))
+        state = nnx.state(nnx.eval_shape(lambda build=build: build(config, nnx.Rngs(0))), nnx.Param)
         for path, leaf in nnx.to_flat_state(state):
             shapes[".".join((prefix, *map(str, path)))] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     return shapes

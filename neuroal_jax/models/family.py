@@ -60,6 +60,9 @@ class Family:
         stem: Builds the module from tokens to the first block's input: `stem(config, rngs)`.
         block: Builds one decoder block: `block(config, rngs)`.
         head: Builds the module from the last block's output to logits: `head(config, rngs)`.
+        block_constants: Values that differ from block to block and are in no checkpoint, by Flax path in the block.
+        bos_every_window: Whether a window must start with the tokenizer's BOS to be read as intended.
+        reference_uniform: Linears whose rows the released code leaves at their block's sparsity.
         ignored: Patterns of tensors that some checkpoints carry and the forward pass recomputes or never reads.
     """
 
@@ -71,7 +74,10 @@ class Family:
     stem: Callable[..., Any]
     block: Callable[..., Any]
     head: Callable[..., Any]
-    ignored: tuple[str, ...] = field(default=())
+    block_constants: Callable[[Any, int], dict[str, Any]] = field(default=lambda config, block: {})
+    bos_every_window: bool = False
+    reference_uniform: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
     def ignores(self, hf_name: str) -> bool:
         """Whether a tensor of this name may be present and is not needed."""

@@ -1,6 +1,6 @@
 """Reading Hugging Face's config.json: every attribute is understood, harmless or refused by name."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ def take_float(config: Mapping[str, Any], key: str, default: float | None = None
     value = config.get(key)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
         found = "is missing" if value is None else f"is {value!r}"
         raise UserError(f"config.json: {key} {found}, expected a positive number")
     return float(value)
@@ -88,6 +88,23 @@ def take_bool(config: Mapping[str, Any], key: str, default: bool) -> bool:
     return value
 
 
+def take_choice(config: Mapping[str, Any], key: str, choices: Collection[str], default: str) -> str:
+    """One of some names from a config."""
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, str) or value not in choices:
+        raise UserError(f"config.json: {key} {value!r} is not supported, expected one of {sorted(choices)}")
+    return value
+
+
+def refuse_windows(config: Mapping[str, Any]) -> None:
+    """Raises UserError if a config switches on sliding windows in a family that has them implemented nowhere."""
+    kinds = config.get("layer_types") or []
+    full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+    if config.get("use_sliding_window") or not full:
+        raise UserError("config.json: use_sliding_window is set: sliding windows are not supported for this family")
+
+
 @dataclass(frozen=True)
 class Rope:
     """Rotary position embedding: the base and, for `llama3` scaling, its four constants."""
@@ -99,21 +116,35 @@ class Rope:
     original_max_position_embeddings: int | None = None
 
 
+def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of rotary positions, wherever it says it."""
+    values = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
+    for key in ("rope_parameters", "rope_scaling"):
+        value = config.get(key) or {}
+        if not isinstance(value, Mapping):
+            raise UserError(f"config.json: {key} is {value!r}, expected an object")
+        if not value:
+            continue
+        kind = value.get("rope_type", value.get("type", "default"))
+        if values.get("rope_type", kind) != kind:
+            raise UserError(
+                f"config.json: rope scaling types {values['rope_type']!r} and {kind!r} contradict each other"
+            )
+        values |= {name: x for name, x in value.items() if name != "type" and x is not None}
+        values["rope_type"] = kind
+    return values
+
+
 def take_rope(config: Mapping[str, Any], default_theta: float = 10000.0) -> Rope:
     """Reads `rope_theta` with `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
 
     Raises:
         UserError: For any scaling type other than `default` and `llama3`.
     """
-    parameters = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or {}
-    for key, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
-        if not isinstance(value, Mapping):
-            raise UserError(f"config.json: {key} is {value!r}, expected an object")
-    merged = {**parameters, **scaling}
-    theta = take_float({"rope_theta": merged.pop("rope_theta", config.get("rope_theta"))}, "rope_theta", default_theta)
-    kind = merged.pop("rope_type", merged.pop("type", "default"))
-    merged.pop("type", None)
+    merged = rope_values(config)
+    merged.pop("partial_rotary_factor", None)  # for the family to read
+    theta = take_float({"rope_theta": merged.pop("rope_theta", None)}, "rope_theta", default_theta)
+    kind = merged.pop("rope_type", "default")
     if kind not in ("default", "llama3"):
         raise UserError(f"config.json: rope scaling type {kind!r} is not supported, expected 'default' or 'llama3'")
     if kind == "default":

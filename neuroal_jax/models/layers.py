@@ -35,42 +35,92 @@ def linear(inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs) -> nnx.Line
     return nnx.Linear(inputs, outputs, use_bias=bias, precision=jax.lax.Precision.HIGHEST, rngs=rngs)
 
 
-class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axis."""
+def embedding(rows: int, size: int, rngs: nnx.Rngs) -> nnx.Param:
+    """A table of vectors."""
+    return nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, size)))
 
-    def __init__(self, size: int, epsilon: float) -> None:
-        self.scale = nnx.Param(jnp.ones(size))
+
+def softcapped(x: Float[Array, "*b"], cap: float | None) -> Float[Array, "*b"]:
+    """Bends values smoothly into (-cap, cap); None leaves them alone."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis; with `unit_offset` the factor is `1 + scale`, as in Gemma."""
+
+    def __init__(self, size: int, epsilon: float, *, unit_offset: bool = False) -> None:
+        self.scale = nnx.Param(jnp.zeros(size) if unit_offset else jnp.ones(size))
         self.epsilon = epsilon
+        self.unit_offset = unit_offset
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """Normalises in fp32, rounds to `x`'s dtype, then scales, in Hugging Face's order."""
+        """Normalises in fp32. Hugging Face rounds to `x`'s dtype before it scales, but after with `unit_offset`."""
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        if self.unit_offset:
+            return (normed * (1 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
         return self.scale[...] * normed.astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis, in fp32; without `affine` it has no parameters."""
+
+    def __init__(self, size: int, epsilon: float, *, affine: bool = True) -> None:
+        self.epsilon = epsilon
+        self.affine = affine
+        if affine:
+            self.scale = nnx.Param(jnp.ones(size))
+            self.bias = nnx.Param(jnp.zeros(size))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Subtracts the mean, divides by the deviation, then scales and shifts."""
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon)
+        if self.affine:
+            normed = normed * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return normed.astype(x.dtype)
 
 
 class Embedding(nnx.Module):
     """Token embeddings: the stem of a model without learned positions."""
 
-    def __init__(self, vocab: int, size: int, *, rngs: nnx.Rngs) -> None:
-        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab, size)))
+    def __init__(self, vocab: int, size: int, *, scale: float = 1.0, rngs: nnx.Rngs) -> None:
+        self.embedding = embedding(vocab, size, rngs)
+        self.scale = scale
 
     def __call__(self, tokens: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:
         """Looks up one vector per token."""
-        return self.embedding[...][tokens]
+        vectors = self.embedding[...][tokens]
+        return vectors if self.scale == 1.0 else vectors * jnp.asarray(self.scale, vectors.dtype)
 
 
 class NormHead(nnx.Module):
     """The final norm and the projection to the vocabulary; `embedding` may be the stem's own (a tied head)."""
 
-    def __init__(self, norm: nnx.Module, vocab: int, size: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        norm: nnx.Module,
+        vocab: int,
+        size: int,
+        *,
+        bias: bool = False,
+        softcap: float | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.norm = norm
-        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab, size)))
+        self.embedding = embedding(vocab, size, rngs)
+        self.softcap = softcap
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(vocab))
 
     def __call__(self, hidden: Float[Array, "*b t d"]) -> Float[Array, "*b t v"]:
         """Logits."""
         weight = self.embedding[...]
-        return jnp.einsum("...d,vd->...v", self.norm(hidden), weight, precision=jax.lax.Precision.HIGHEST)
+        logits = jnp.einsum("...d,vd->...v", self.norm(hidden), weight, precision=jax.lax.Precision.HIGHEST)
+        if hasattr(self, "bias"):
+            logits = logits + self.bias[...]
+        return softcapped(logits, self.softcap)
 
 
 def rope_frequencies(head_dim: int, rope: Rope) -> Float[Array, "half"]:
@@ -93,24 +143,38 @@ def rotate(x: Float[Array, "b t n h"], frequencies: Float[Array, "half"]) -> Flo
 
 
 def causal_attention(
-    q: Float[Array, "b t n h"], k: Float[Array, "b t g h"], v: Float[Array, "b t g h"]
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b t g h"],
+    v: Float[Array, "b t g h"],
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: Int[Array, ""] | int | None = None,
 ) -> Float[Array, "b t n h"]:
     """Causal softmax attention, n query heads sharing g key/value heads in order.
 
     A few sequences at a time, so that `tokens x tokens` scores never exist for the whole batch.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        scale: Factor of the scores.
+        softcap: Bound that the scores approach, or None.
+        window: How many positions a token sees, itself included; None: all before it.
     """
     batch, tokens, heads, head_dim = q.shape
     groups = k.shape[2]
-    causal = jnp.tril(jnp.ones((tokens, tokens), dtype=bool))
+    back = jnp.arange(tokens)[:, None] - jnp.arange(tokens)
+    visible = back >= 0 if window is None else (back >= 0) & (back < window)
 
     def one(qkv: tuple[Array, Array, Array]) -> Array:
         query, key, value = qkv
         query = query.reshape(tokens, groups, heads // groups, head_dim)
         precision = jax.lax.Precision.HIGHEST
-        scores = jnp.einsum(
-            "tgrh,sgh->grts", query, key, precision=precision, preferred_element_type=jnp.float32
-        ) / math.sqrt(head_dim)
-        weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1).astype(value.dtype)
+        scores = jnp.einsum("tgrh,sgh->grts", query, key, precision=precision, preferred_element_type=jnp.float32)
+        scores = jnp.where(visible, softcapped(scores * scale, softcap), -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         out = jnp.einsum("grts,sgh->tgrh", weights, value, precision=precision)
         return out.reshape(tokens, heads, head_dim)
 

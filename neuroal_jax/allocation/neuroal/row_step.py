@@ -48,7 +48,8 @@ def candidate(
             out = shapes[linear.name][0]
             sparsity = float(np.mean(sparsities[linear.name]))
             u = np.zeros(out)
-            if b + 1 < len(base.blocks):
+            left_out = reference and linear.name in family.reference_uniform
+            if b + 1 < len(base.blocks) and not left_out:
                 u = differences[b + linear.feeds_next_block][linear.feeds].astype(np.float64)
             if linear.grouped and not reference:
                 u = pool_heads(u, config.num_key_value_heads, config.head_dim)

@@ -1,4 +1,4 @@
-"""The Llama modules against transformers: logits and every block's hidden states."""
+"""Every family against transformers: logits, every block's hidden states, and every tensor there and back."""
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,42 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+SMALL = {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
 VARIANTS = {
-    "multi-head": {"num_key_value_heads": 4},
-    "grouped-query": {},
-    "multi-query": {"num_key_value_heads": 1},
-    "wide heads": {"head_dim": 14},
-    "biases": {"attention_bias": True, "mlp_bias": True},
-    "tied": {"tie_word_embeddings": True},
-    "llama3 rope": {"rope_parameters": LLAMA3_ROPE},
-    "gelu, other theta and epsilon": {"hidden_act": "gelu", "rope_theta": 123.0, "rms_norm_eps": 1e-3},
-    "one block": {"num_hidden_layers": 1},
-}
+    "llama multi-head": {"num_key_value_heads": 4},
+    "llama grouped-query": {},
+    "llama multi-query": {"num_key_value_heads": 1},
+    "llama wide heads": {"head_dim": 14},
+    "llama biases": {"attention_bias": True, "mlp_bias": True},
+    "llama tied": {"tie_word_embeddings": True},
+    "llama llama3 rope": {"rope_parameters": LLAMA3_ROPE},
+    "llama other activation, theta and epsilon": {"hidden_act": "gelu", "rope_theta": 123.0, "rms_norm_eps": 1e-3},
+    "llama one block": {"num_hidden_layers": 1},
+    "mistral no window": {"family": "Mistral", "sliding_window": None},
+    "mistral sliding window": {"family": "Mistral", "sliding_window": 7},
+    "mistral wide heads": {"family": "Mistral", "head_dim": 12, "num_key_value_heads": 1},
+    "qwen2": {"family": "Qwen2"},
+    "qwen2 tied": {"family": "Qwen2", "tie_word_embeddings": True},
+    "qwen3": {"family": "Qwen3", "head_dim": 12},
+    "qwen3 biases, tied": {"family": "Qwen3", "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
+    "gemma": {"family": "Gemma", "head_dim": 12, **SMALL},
+    "gemma multi-query": {"family": "Gemma", "head_dim": 16, "num_key_value_heads": 1, **SMALL},
+    "gemma2": {"family": "Gemma2", "head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 9, **SMALL},
+    "gemma2 softcaps": {
+        "family": "Gemma2", "head_dim": 8, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5, **SMALL,
+    },
+    "gemma2 no softcaps": {
+        "family": "Gemma2", "head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None, **SMALL,
+    },
+    "opt": {"family": "OPT", "ffn_dim": 56},
+    "opt 350m": {"family": "OPT", "ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
+    "opt no biases": {"family": "OPT", "ffn_dim": 40, "enable_bias": False, "layer_norm_elementwise_affine": False},
+    "opt no final norm": {"family": "OPT", "ffn_dim": 40, "_remove_final_layer_norm": True},
+    "opt untied": {"family": "OPT", "ffn_dim": 56, "tie_word_embeddings": False},
+    "phi": {"family": "Phi", "num_key_value_heads": 4},
+    "phi grouped-query, normed queries and keys": {"family": "Phi", "qk_layernorm": True},
+    "phi other rotation": {"family": "Phi", "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
+}  # fmt: skip
 
 
 def torch_states(directory, tokens):
@@ -85,7 +110,7 @@ def test_attention_in_slices_equals_attention_at_once(monkeypatch):
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (5, 9, 4, 6))
     k, v = (jax.random.normal(key, (5, 9, 2, 6)) for key in keys[1:])
-    at_once = layers.causal_attention(q, k, v)
+    at_once = layers.causal_attention(q, k, v, scale=6**-0.5)
     monkeypatch.setattr(layers, "score_bytes", lambda: 2 * 4 * 4 * 9 * 9)
-    np.testing.assert_allclose(layers.causal_attention(q, k, v), at_once, atol=1e-6)
+    np.testing.assert_allclose(layers.causal_attention(q, k, v, scale=6**-0.5), at_once, atol=1e-6)
     np.testing.assert_allclose(at_once, jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=1e-5)

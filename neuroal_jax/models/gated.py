@@ -1,0 +1,237 @@
+"""What Llama and its relatives share: rotary grouped-query attention, a gated MLP, norms before both.
+
+A family file sets the config's switches; where its block differs it writes its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from neuroal_jax.errors import UserError
+from neuroal_jax.models import hf_config, layers
+from neuroal_jax.models.family import LinearSpec, ParamRule, linear_rules
+
+# In named_modules order. D - S of the last linear's target, the next block's first input, is always zero.
+LINEARS = (
+    LinearSpec("self_attn.q_proj", reads="attention_input", feeds="attention_output"),
+    LinearSpec("self_attn.k_proj", reads="attention_input", feeds="attention_output", grouped=True),
+    LinearSpec("self_attn.v_proj", reads="attention_input", feeds="attention_output", grouped=True),
+    LinearSpec("self_attn.o_proj", reads="attention_output", feeds="mlp_input"),
+    LinearSpec("mlp.gate_proj", reads="mlp_input", feeds="mlp_hidden"),
+    LinearSpec("mlp.up_proj", reads="mlp_input", feeds="mlp_hidden"),
+    LinearSpec("mlp.down_proj", reads="mlp_hidden", feeds="attention_input", feeds_next_block=True),
+)
+HF_BLOCK = "model.layers.{block}."
+
+
+@dataclass(frozen=True)
+class GatedConfig:
+    """What the forward pass needs of config.json, under Hugging Face's names where it has one.
+
+    Attributes:
+        qkv_bias: Whether q, k and v have biases; `o_bias` and `mlp_bias` likewise.
+        qk_norm: Whether queries and keys are normalised per head before the rotation.
+        scale: Factor of the attention scores.
+        softcap: Bound that the attention scores approach, or None.
+        sliding_window: How many positions a token sees, itself included, or None; by block if `layer_windows`.
+        unit_offset: Whether norms scale by `1 + weight`.
+        embedding_scale: Factor of the embeddings.
+        logit_softcap: Bound that the logits approach, or None.
+        layer_windows: Whether a block sees the sliding window, per block; empty where all blocks are alike.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope: hf_config.Rope
+    hidden_act: str
+    tie_word_embeddings: bool
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    scale: float = 1.0
+    softcap: float | None = None
+    sliding_window: int | None = None
+    unit_offset: bool = False
+    embedding_scale: float = 1.0
+    logit_softcap: float | None = None
+    layer_windows: tuple[bool, ...] = ()
+
+
+_KNOWN = frozenset(
+    {*GatedConfig.__dataclass_fields__, "rope_theta", "rope_scaling", "rope_parameters"}
+    - {"qkv_bias", "o_bias", "mlp_bias", "qk_norm", "scale", "softcap", "sliding_window"}
+    - {"unit_offset", "embedding_scale", "logit_softcap", "layer_windows", "rope"}
+)
+
+
+def parse(
+    config: Mapping[str, Any],
+    extra: tuple[str, ...] = (),
+    *,
+    activation: str = "silu",
+    activation_key: str = "hidden_act",
+    tied: bool = False,
+    head_dim: int | None = None,
+    max_positions: int = 2048,
+) -> GatedConfig:
+    """Reads what all these families have in common, refusing attributes that are neither common nor in `extra`.
+
+    Args:
+        config: config.json.
+        extra: Attributes that the family itself reads.
+        activation: The MLP's activation where the config names none.
+        activation_key: The attribute that names it.
+        tied: Whether embeddings and head are tied where the config does not say.
+        head_dim: Size of a head where the config does not say; None: hidden size over heads.
+        max_positions: Positions where the config does not say.
+    """
+    hf_config.refuse_unknown(config, _KNOWN | {*extra, activation_key})
+    hidden_size = hf_config.take_int(config, "hidden_size")
+    heads = hf_config.take_int(config, "num_attention_heads")
+    kv_heads = hf_config.take_int(config, "num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise UserError(f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    if config.get("head_dim") is None and head_dim is None and hidden_size % heads:
+        raise UserError(f"config.json: hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}")
+    head_dim = hf_config.take_int(config, "head_dim", head_dim or hidden_size // heads, low=2)
+    if head_dim % 2:
+        raise UserError(f"config.json: head_dim {head_dim} is odd, rotary positions need an even one")
+    return GatedConfig(
+        vocab_size=hf_config.take_int(config, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=hf_config.take_int(config, "intermediate_size"),
+        num_hidden_layers=hf_config.take_int(config, "num_hidden_layers", high=hf_config.MAX_BLOCKS),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=hf_config.take_int(config, "max_position_embeddings", max_positions),
+        rms_norm_eps=hf_config.take_float(config, "rms_norm_eps", 1e-6),
+        rope=hf_config.take_rope(config),
+        hidden_act=hf_config.take_choice(config, activation_key, layers.ACTIVATIONS, activation),
+        tie_word_embeddings=hf_config.take_bool(config, "tie_word_embeddings", tied),
+        scale=head_dim**-0.5,
+    )
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: GatedConfig, *, rngs: nnx.Rngs) -> None:
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        self.config = config
+        self.q_proj = layers.linear(config.hidden_size, queries, bias=config.qkv_bias, rngs=rngs)
+        self.k_proj = layers.linear(config.hidden_size, keys, bias=config.qkv_bias, rngs=rngs)
+        self.v_proj = layers.linear(config.hidden_size, keys, bias=config.qkv_bias, rngs=rngs)
+        self.o_proj = layers.linear(queries, config.hidden_size, bias=config.o_bias, rngs=rngs)
+        if config.qk_norm:
+            self.q_norm = layers.RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = layers.RMSNorm(config.head_dim, config.rms_norm_eps)
+        if config.layer_windows:
+            self.window = nnx.Variable(jnp.zeros((), jnp.int32))  # set per block, see `block_constants`
+
+    def mix(self, x: Float[Array, "b t d"]) -> Float[Array, "b t q"]:
+        """Everything up to o_proj's input."""
+        config = self.config
+        split = (*x.shape[:2], -1, config.head_dim)
+        q, k, v = self.q_proj(x).reshape(split), self.k_proj(x).reshape(split), self.v_proj(x).reshape(split)
+        if config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        frequencies = layers.rope_frequencies(config.head_dim, config.rope)
+        q, k = layers.rotate(q, frequencies), layers.rotate(k, frequencies)
+        window = self.window[...] if config.layer_windows else config.sliding_window
+        out = layers.causal_attention(q, k, v, scale=config.scale, softcap=config.softcap, window=window)
+        return out.reshape(*x.shape[:2], -1)
+
+
+class MLP(nnx.Module):
+    """Gated MLP: `down(act(gate(x)) * up(x))`."""
+
+    def __init__(self, config: GatedConfig, *, rngs: nnx.Rngs) -> None:
+        inner, bias = config.intermediate_size, config.mlp_bias
+        self.activation = config.hidden_act
+        self.gate_proj = layers.linear(config.hidden_size, inner, bias=bias, rngs=rngs)
+        self.up_proj = layers.linear(config.hidden_size, inner, bias=bias, rngs=rngs)
+        self.down_proj = layers.linear(inner, config.hidden_size, bias=bias, rngs=rngs)
+
+    def gate(self, x: Float[Array, "b t d"]) -> Float[Array, "b t i"]:
+        """Everything up to down_proj's input."""
+        return layers.ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x)
+
+
+def norm(config: GatedConfig) -> layers.RMSNorm:
+    """A norm of hidden states."""
+    return layers.RMSNorm(config.hidden_size, config.rms_norm_eps, unit_offset=config.unit_offset)
+
+
+class GatedBlock(nnx.Module):
+    """One decoder block."""
+
+    def __init__(self, config: GatedConfig, *, rngs: nnx.Rngs) -> None:
+        self.input_layernorm = norm(config)
+        self.self_attn = Attention(config, rngs=rngs)
+        self.post_attention_layernorm = norm(config)
+        self.mlp = MLP(config, rngs=rngs)
+
+    def __call__(self, hidden: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], dict[str, Array]]:
+        """Returns the block's output and the inputs of its linears, by the names in `LINEARS`."""
+        attention_input = self.input_layernorm(hidden)
+        attention_output = self.self_attn.mix(attention_input)
+        hidden = hidden + self.self_attn.o_proj(attention_output)
+        mlp_input = self.post_attention_layernorm(hidden)
+        mlp_hidden = self.mlp.gate(mlp_input)
+        hidden = hidden + self.mlp.down_proj(mlp_hidden)
+        inputs = {
+            "attention_input": attention_input,
+            "attention_output": attention_output,
+            "mlp_input": mlp_input,
+            "mlp_hidden": mlp_hidden,
+        }
+        return hidden, inputs
+
+
+def stem(config: GatedConfig, rngs: nnx.Rngs) -> layers.Embedding:
+    """Tokens to hidden states."""
+    return layers.Embedding(config.vocab_size, config.hidden_size, scale=config.embedding_scale, rngs=rngs)
+
+
+def block(config: GatedConfig, rngs: nnx.Rngs) -> GatedBlock:
+    """One decoder block."""
+    return GatedBlock(config, rngs=rngs)
+
+
+def head(config: GatedConfig, rngs: nnx.Rngs) -> layers.NormHead:
+    """Hidden states to logits."""
+    return layers.NormHead(norm(config), config.vocab_size, config.hidden_size, softcap=config.logit_softcap, rngs=rngs)
+
+
+def rules(
+    config: GatedConfig, norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+) -> tuple[ParamRule, ...]:
+    """The table of all tensors; `norms` are the block's norms of hidden states."""
+    attention = [linear.name for linear in LINEARS if linear.name.startswith("self_attn.")]
+    mlp = [linear.name for linear in LINEARS if linear.name.startswith("mlp.")]
+    heads = ("self_attn.q_norm", "self_attn.k_norm") if config.qk_norm else ()
+    embeddings = "model.embed_tokens.weight"
+    tied = config.tie_word_embeddings
+    return (
+        ParamRule(embeddings, "stem.embedding"),
+        *(ParamRule(f"{HF_BLOCK}{name}.weight", f"blocks.{{block}}.{name}.scale") for name in (*norms, *heads)),
+        *linear_rules(HF_BLOCK, attention[:3], bias=config.qkv_bias),
+        *linear_rules(HF_BLOCK, attention[3:], bias=config.o_bias),
+        *linear_rules(HF_BLOCK, mlp, bias=config.mlp_bias),
+        ParamRule("model.norm.weight", "head.norm.scale"),
+        ParamRule(embeddings if tied else "lm_head.weight", "head.embedding", tied=tied),
+    )

@@ -1,0 +1,116 @@
+"""Gemma 2: Gemma with softcaps, norms after attention and MLP too, and a sliding window in every other block."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from neuroal_jax.errors import UserError
+from neuroal_jax.models import gated, hf_config
+from neuroal_jax.models.family import Family, ParamRule
+
+_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_KEYS = ("attention_bias", "attn_logit_softcapping", "cache_implementation", "final_logit_softcapping", "hidden_act")
+
+
+def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
+    """Reads config.json, refusing what is not implemented."""
+    bias = hf_config.take_bool(config, "attention_bias", False)
+    parsed = gated.parse(
+        config,
+        (*_KEYS, "layer_types", "query_pre_attn_scalar", "sliding_window"),
+        activation="gelu_pytorch_tanh",
+        activation_key="hidden_activation",
+        tied=True,
+        head_dim=256,
+        max_positions=8192,
+    )
+    return replace(
+        parsed,
+        qkv_bias=bias,
+        o_bias=bias,
+        unit_offset=True,
+        embedding_scale=parsed.hidden_size**0.5,
+        scale=hf_config.take_float(config, "query_pre_attn_scalar", 256) ** -0.5,
+        softcap=_softcap(config, "attn_logit_softcapping", 50.0),
+        logit_softcap=_softcap(config, "final_logit_softcapping", 30.0),
+        sliding_window=hf_config.take_int(config, "sliding_window", 4096),
+        layer_windows=_layer_windows(config, parsed.num_hidden_layers),
+    )
+
+
+def _softcap(config: Mapping[str, Any], key: str, default: float) -> float | None:
+    """A softcap; null switches it off, absence means the default."""
+    return None if key in config and config[key] is None else hf_config.take_float(config, key, default)
+
+
+def _layer_windows(config: Mapping[str, Any], blocks: int) -> tuple[bool, ...]:
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return tuple(block % 2 == 0 for block in range(blocks))
+    if not isinstance(kinds, list) or len(kinds) != blocks or set(kinds) - {"sliding_attention", "full_attention"}:
+        raise UserError(
+            f"config.json: layer_types {str(kinds)[:60]}, expected {blocks} of sliding_attention, full_attention"
+        )
+    return tuple(kind == "sliding_attention" for kind in kinds)
+
+
+class Gemma2Block(nnx.Module):
+    """One decoder block."""
+
+    def __init__(self, config: gated.GatedConfig, *, rngs: nnx.Rngs) -> None:
+        self.input_layernorm = gated.norm(config)
+        self.self_attn = gated.Attention(config, rngs=rngs)
+        self.post_attention_layernorm = gated.norm(config)
+        self.pre_feedforward_layernorm = gated.norm(config)
+        self.mlp = gated.MLP(config, rngs=rngs)
+        self.post_feedforward_layernorm = gated.norm(config)
+
+    def __call__(self, hidden: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], dict[str, Array]]:
+        """Returns the block's output and the inputs of its linears, by the names in `gated.LINEARS`."""
+        attention_input = self.input_layernorm(hidden)
+        attention_output = self.self_attn.mix(attention_input)
+        hidden = hidden + self.post_attention_layernorm(self.self_attn.o_proj(attention_output))
+        mlp_input = self.pre_feedforward_layernorm(hidden)
+        mlp_hidden = self.mlp.gate(mlp_input)
+        hidden = hidden + self.post_feedforward_layernorm(self.mlp.down_proj(mlp_hidden))
+        inputs = {
+            "attention_input": attention_input,
+            "attention_output": attention_output,
+            "mlp_input": mlp_input,
+            "mlp_hidden": mlp_hidden,
+        }
+        return hidden, inputs
+
+
+def block(config: gated.GatedConfig, rngs: nnx.Rngs) -> Gemma2Block:
+    """One decoder block."""
+    return Gemma2Block(config, rngs=rngs)
+
+
+def block_constants(config: gated.GatedConfig, block: int) -> dict[str, np.ndarray]:
+    """How far block `block` looks back: the sliding window, or everything."""
+    window = config.sliding_window if config.layer_windows[block] else 2**30
+    return {"self_attn.window": np.asarray(window, np.int32)}
+
+
+def rules(config: gated.GatedConfig) -> tuple[ParamRule, ...]:
+    """The table of all tensors."""
+    return gated.rules(config, _NORMS)
+
+
+FAMILY = Family(
+    name="gemma2",
+    architectures=("Gemma2ForCausalLM",),
+    parse_config=parse_config,
+    linears=gated.LINEARS,
+    rules=rules,
+    stem=gated.stem,
+    block=block,
+    head=gated.head,
+    block_constants=block_constants,
+    bos_every_window=True,
+)

@@ -1,0 +1,29 @@
+"""Qwen3: Llama with normalised queries and keys, and heads of a size of their own."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from neuroal_jax.models import gated, hf_config
+from neuroal_jax.models.family import Family
+from neuroal_jax.models.qwen2 import WINDOW_KEYS
+
+
+def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
+    """Reads config.json, refusing what is not implemented."""
+    hf_config.refuse_windows(config)
+    bias = hf_config.take_bool(config, "attention_bias", False)
+    parsed = gated.parse(config, ("attention_bias", *WINDOW_KEYS), head_dim=128, max_positions=32768)
+    return replace(parsed, qkv_bias=bias, o_bias=bias, qk_norm=True)
+
+
+FAMILY = Family(
+    name="qwen3",
+    architectures=("Qwen3ForCausalLM",),
+    parse_config=parse_config,
+    linears=gated.LINEARS,
+    rules=gated.rules,
+    stem=gated.stem,
+    block=gated.block,
+    head=gated.head,
+)
