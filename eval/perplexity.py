@@ -66,8 +66,8 @@ def read_windows(model: str, text: str, seqlen: int | None) -> np.ndarray:
     from neuroal_jax.data import Reader, default_seqlen
 
     checkpoint = open_checkpoint(model)
-    limit = checkpoint.config.max_position_embeddings
-    reader = Reader(checkpoint.path, checkpoint.config.vocab_size, limit, seqlen, default_seqlen(model))
+    limit, bos = checkpoint.config.max_position_embeddings, checkpoint.family.bos_every_window
+    reader = Reader(checkpoint.path, checkpoint.config.vocab_size, limit, seqlen, default_seqlen(model), bos)
     return reader.evaluation(text).ids
 
 

@@ -65,6 +65,8 @@ class Reader:
         max_seqlen: The most positions that the model was made for.
         seqlen: Tokens per window as given, or None.
         default_seqlen: Tokens per window where neither the user nor a 2-D token file says.
+        bos_every_window: Whether every window of a text begins with BOS, not only the text (Gemma). Token files are
+            taken as they are.
     """
 
     model: Path
@@ -72,6 +74,7 @@ class Reader:
     max_seqlen: int
     seqlen: int | None
     default_seqlen: int = DEFAULT_SEQLEN
+    bos_every_window: bool = False
 
     def calibration(self, source: str, samples: int, seed: int) -> Windows:
         """Samples windows: with Python's `random.seed(seed)`, a document and then a start in it, `samples` times.
@@ -93,10 +96,11 @@ class Reader:
             return Windows(_sample([lambda: ids], samples, seqlen, seed, flag, joined=True), source)
         seqlen = self._length()
         text = _load_text(source, "train", flag)
-        encode, bos = _tokenizer(self.model)
+        encode, bos = _tokenizer(self.model, self.bos_every_window)
         documents = [partial(_tokenise, encode, document) for document in text.documents]
-        ids = _sample(documents, samples, seqlen, seed, flag, joined=text.joined)
-        return Windows(self._check_ids(ids, flag), source, _has_bos(encode, bos))
+        length = seqlen - self.bos_every_window
+        ids = self._begin_with(bos, _sample(documents, samples, length, seed, flag, joined=text.joined))
+        return Windows(self._check_ids(ids, flag), source, self.bos_every_window or _has_bos(encode, bos))
 
     def evaluation(self, source: str) -> Windows:
         """Cuts a text into windows that do not overlap, dropping the tail; a 2-D array is used as it is.
@@ -114,11 +118,18 @@ class Reader:
             return Windows(_cut(ids, self._length(), flag), source)
         seqlen = self._length()
         text = _load_text(source, "test", flag)
-        encode, bos = _tokenizer(self.model)
+        encode, bos = _tokenizer(self.model, self.bos_every_window)
         ids = _tokenise(encode, " ".join(text.documents))
         if source == "c4":
             ids = ids[: _C4_EVALUATION[1] * seqlen]
-        return Windows(self._check_ids(_cut(ids, seqlen, flag), flag), source, _has_bos(encode, bos))
+        ids = self._begin_with(bos, _cut(ids, seqlen - self.bos_every_window, flag))
+        return Windows(self._check_ids(ids, flag), source, self.bos_every_window or _has_bos(encode, bos))
+
+    def _begin_with(self, bos: int | None, ids: np.ndarray) -> np.ndarray:
+        """Windows with BOS in front of each, for a family that wants it."""
+        if not self.bos_every_window:
+            return ids
+        return np.concatenate([np.full((len(ids), 1), bos, np.int32), ids], axis=1)
 
     def _length(self) -> int:
         seqlen = self.seqlen or self.default_seqlen
@@ -268,8 +279,8 @@ def _parquet_column(path: Path, flag: str) -> list[str]:
     return documents
 
 
-def _tokenizer(model: Path) -> tuple[Encode, int | None]:
-    """The model's tokenizer as a function, special tokens included, and its BOS id."""
+def _tokenizer(model: Path, without_bos: bool = False) -> tuple[Encode, int | None]:
+    """The model's tokenizer as a function, special tokens (but not `without_bos`) included, and its BOS id."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missing: it is not needed here
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -282,7 +293,17 @@ def _tokenizer(model: Path) -> tuple[Encode, int | None]:
         raise UserError(
             f"the tokenizer in {model} cannot be loaded ({reason}): pass token ids (.npy) instead"
         ) from error
-    return (lambda text: tokenizer(text)["input_ids"]), tokenizer.bos_token_id
+    bos = tokenizer.bos_token_id
+    if not without_bos:
+        return (lambda text: tokenizer(text)["input_ids"]), bos
+    if bos is None:
+        raise UserError(f"the tokenizer in {model} has no BOS token, which this family needs in front of every window")
+
+    def encode(text: str) -> list[int]:
+        ids = tokenizer(text)["input_ids"]
+        return ids[1:] if ids[:1] == [bos] else ids
+
+    return encode, bos
 
 
 def _tokenise(encode: Encode, text: str) -> np.ndarray:

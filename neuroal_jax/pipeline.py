@@ -126,7 +126,7 @@ def _open(config: PruneConfig) -> Task:
 def _read_data(task: Task) -> tuple[Windows, Windows | None]:
     config, model = task.config, task.checkpoint
     limits = (model.config.vocab_size, model.config.max_position_embeddings)
-    reader = Reader(model.path, *limits, config.seqlen, default_seqlen(config.model))
+    reader = Reader(model.path, *limits, config.seqlen, default_seqlen(config.model), model.family.bos_every_window)
     calibration = reader.calibration(config.calib, config.nsamples, config.seed)
     if len(calibration.ids) < config.nsamples:
         log.info("%s has %d rows: all are used (--nsamples %d)", config.calib, len(calibration.ids), config.nsamples)

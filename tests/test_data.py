@@ -487,3 +487,25 @@ def test_a_missing_or_damaged_tokenizer_is_refused_and_token_ids_offered(tmp_pat
     reader = Reader(tmp_path, len(VOCABULARY), LIMIT, SEQLEN)
     with pytest.raises(UserError, match=r"the tokenizer in .* cannot be loaded .*pass token ids \(\.npy\) instead"):
         reader.calibration(write(tmp_path / "a.txt", [LONG]), 1, 0)
+
+
+@pytest.mark.parametrize("use", ["calibration", "evaluation"])
+def test_a_family_may_want_bos_in_front_of_every_window(tmp_path, use):
+    from neuroal_jax.locate import DEMO
+
+    plain, always = Reader(DEMO, 768, 256, 32), Reader(DEMO, 768, 256, 32, bos_every_window=True)
+    (tmp_path / "a.txt").write_text("The language reference says what an assignment statement does. " * 40)
+
+    def read(reader):
+        return (
+            reader.calibration(str(tmp_path / "a.txt"), 4, 0)
+            if use == "calibration"
+            else reader.evaluation(str(tmp_path / "a.txt"))
+        )
+
+    windows = read(always).ids
+    assert windows.shape[1] == 32
+    assert (windows[:, 0] == 0).all()
+    assert (windows[:, 1:] != 0).all()
+    assert read(always).starts_with_bos
+    assert (read(plain).ids[1:, 0] != 0).any()

@@ -1,12 +1,16 @@
 """Every family against transformers: logits, every block's hidden states, and every tensor there and back."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from neuroal_jax.finetune import load_model
+from neuroal_jax import PruneConfig, UserError, load_model, prune
+from neuroal_jax.checkpoint import open_checkpoint
+from neuroal_jax.models.family import expand
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -114,3 +118,106 @@ def test_attention_in_slices_equals_attention_at_once(monkeypatch):
     monkeypatch.setattr(layers, "score_bytes", lambda: 2 * 4 * 4 * 9 * 9)
     np.testing.assert_allclose(layers.causal_attention(q, k, v, scale=6**-0.5), at_once, atol=1e-6)
     np.testing.assert_allclose(at_once, jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=1e-5)
+
+
+ONE_OF_EACH = {
+    "Gemma": {"head_dim": 8, **SMALL},
+    "Gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},
+    "Llama": {},
+    "Mistral": {"sliding_window": 9},
+    "OPT": {"ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
+    "Phi": {"qk_layernorm": True},
+    "Qwen2": {},
+    "Qwen3": {"head_dim": 8},
+}
+
+
+def test_each_registered_family_is_tested():
+    from neuroal_jax.models import FAMILIES
+
+    assert {name.lower() for name in ONE_OF_EACH} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("family", ONE_OF_EACH)
+def test_hugging_face_to_flax_and_back_is_bit_exact(make_llama, family, dtype):
+    checkpoint = open_checkpoint(str(make_llama(family=family, dtype=dtype, **ONE_OF_EACH[family])))
+    params = nnx.to_flat_state(nnx.state(load_model(str(checkpoint.path)), nnx.Param))
+    params = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in params}
+    names = expand(checkpoint.rules, checkpoint.num_blocks)
+    assert set(names) == set(checkpoint.source.infos)
+    owners = {rule.hf: rule.flax for rule in checkpoint.rules if rule.tied}  # a tied table may stand under the head
+    for name, (rule, block) in names.items():
+        path = rule.flax.format(block=block)
+        back = params[path if path in params else owners[rule.hf]]
+        back = np.ascontiguousarray(back.T if rule.transpose else back)
+        assert back.dtype == checkpoint.read(name).dtype
+        assert back.tobytes() == np.ascontiguousarray(checkpoint.read(name)).tobytes(), name
+
+
+@pytest.mark.parametrize("family", ONE_OF_EACH)
+def test_every_family_prunes_saves_and_verifies(make_llama, tokens, tmp_path, family):
+    from convert.masks_to_torch import apply_masks, verify
+    from eval.perplexity import torch_perplexity
+
+    model = make_llama(family=family, **ONE_OF_EACH[family])
+    masks, saved = tmp_path / "out" / "masks.safetensors", str(tmp_path / "model")
+    result = prune(
+        PruneConfig(
+            model=str(model), sparsity=0.6, calib=str(tokens), eval=str(tokens), out=str(tmp_path / "out"),
+            save_model=saved, block_lambdas=(0.05, 0.2), row_lambdas=(0.0, 0.2), candidate_batch=2,
+        )
+    )  # fmt: skip
+    sparsity = result.manifest["sparsity"]
+    assert sparsity["zeros"] == round(0.6 * sparsity["prunable"]) == result.masks.zeros()
+    assert result.manifest["traces"].get("search", 1) == 1
+    verify(saved, masks)
+    windows = np.load(tokens)["evaluation"]
+    assert torch_perplexity(saved, windows, "float32") == pytest.approx(
+        result.manifest["token_ppl"]["pruned"], rel=1e-4
+    )
+    from transformers import AutoModelForCausalLM
+
+    apply_masks(AutoModelForCausalLM.from_pretrained(model), masks)
+
+
+REFUSED = {
+    "Qwen2 windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "sliding"),
+    "Gemma activations": ("Gemma", {"hidden_activation": "silu"}, "hidden_activation 'silu' and hidden_act"),
+    "Gemma2 layers": ("Gemma2", {"layer_types": ["full_attention"]}, "layer_types"),
+    "Phi rotation": (
+        "Phi",
+        {"partial_rotary_factor": 1.5, "rope_parameters": None},
+        "dimensions of a head are rotated",
+    ),
+    "OPT heads": ("OPT", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
+    "OPT attribute": ("OPT", {"new_gate": 1}, "new_gate=1"),
+    "Qwen MoE": ("Qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
+    "Mixtral": ("Mistral", {"model_type": "mixtral"}, "mixture of experts"),
+}
+
+
+@pytest.mark.parametrize(("family", "change", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_a_family_does_not_implement_is_refused_by_name(make_llama, family, change, message):
+    directory = make_llama(family=family, **ONE_OF_EACH[family])
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(str(directory))
+
+
+def test_reference_budget_keeps_mistrals_q_k_v_rows_uniform(make_llama):
+    from neuroal_jax.allocation import uniform
+    from neuroal_jax.allocation.neuroal import row_step
+
+    checkpoint = open_checkpoint(str(make_llama(family="Mistral")))
+    shapes, family = checkpoint.linear_shapes(), checkpoint.family
+    rng = np.random.default_rng(0)
+    widths = {linear.reads: shapes[linear.name][1] for linear in family.linears}
+    differences = [{name: rng.normal(size=width).astype(np.float32) for name, width in widths.items()}] * 3
+    base, model = uniform(0.6, list(shapes), 3), (family, checkpoint.config)
+    exact = row_step.candidate(base, 0.1, differences, model, shapes, "exact").blocks[0]
+    reference = row_step.candidate(base, 0.1, differences, model, shapes, "reference").blocks[0]
+    assert np.ptp(exact["self_attn.k_proj"]) > 0
+    assert np.ptp(reference["self_attn.k_proj"]) == 0
+    assert np.ptp(reference["self_attn.o_proj"]) > 0
