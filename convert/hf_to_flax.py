@@ -3,11 +3,11 @@
 python -m convert.hf_to_flax --model DIR --out DIR
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from neuroal_jax.cli import Parser
 from neuroal_jax.config import refuse_same_directory
 from neuroal_jax.errors import UserError
 from neuroal_jax.output import staged
@@ -46,12 +46,12 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m convert.hf_to_flax", description="Write a checkpoint in Flax.")
+    parser = Parser(prog="python -m convert.hf_to_flax", description="Write a checkpoint in Flax.")
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
     parser.add_argument("--out", required=True, type=Path, help="directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         convert(options.model, options.out, overwrite=options.overwrite)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,12 +4,12 @@ python -m convert.masks_to_torch apply --model DIR --masks FILE --out DIR
 python -m convert.masks_to_torch verify --model PRUNED --masks FILE
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neuroal_jax.cli import Parser
 from neuroal_jax.config import refuse_same_directory
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.locate import locate
@@ -115,9 +115,7 @@ def verify(model: str, masks_path: Path, *, load: bool = True) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done and verified, 2 user error or mismatch)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.masks_to_torch", description="Apply or verify a mask file."
-    )
+    parser = Parser(prog="python -m convert.masks_to_torch", description="Apply or verify a mask file.")
     commands = parser.add_subparsers(dest="command", required=True)
     apply = commands.add_parser("apply", help="write the pruned Hugging Face checkpoint")
     check = commands.add_parser("verify", help="check that a checkpoint's zeros are exactly the masks")
@@ -127,8 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     apply.add_argument("--out", required=True, type=Path, help="directory to write")
     apply.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
     check.add_argument("--files-only", action="store_true", help="check the files, without loading them in PyTorch")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         if options.command == "apply":
             save_pruned(options.model, options.masks, options.out, overwrite=options.overwrite)
             print(f"written to {options.out}")

@@ -3,12 +3,12 @@
 python -m eval.perplexity --model DIR --text FILE [--backend torch]
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
+from neuroal_jax.cli import Parser
 from neuroal_jax.errors import UserError
 
 
@@ -42,14 +42,14 @@ def torch_perplexity(model: str, windows: np.ndarray, dtype: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m eval.perplexity", description="Token perplexity of a checkpoint.")
+    parser = Parser(prog="python -m eval.perplexity", description="Token perplexity of a checkpoint.")
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
     parser.add_argument("--text", required=True, help="wikitext2, c4, ptb, demo, or a file as for --eval of the pruner")
-    parser.add_argument("--seqlen", type=int, default=None, help="tokens per window (default: 2048; 128 for demo)")
+    parser.add_argument("--seqlen", type=positive, default=None, help="tokens per window (default: 2048; 128 for demo)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="compute dtype")
     parser.add_argument("--backend", default="jax", choices=["jax", "torch"], help="whose forward pass")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         windows = read_windows(options.model, options.text, options.seqlen)
         measure = jax_perplexity if options.backend == "jax" else torch_perplexity
         value = measure(options.model, windows, options.dtype)
@@ -58,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"token_ppl@{windows.shape[1]} ({options.text}, {len(windows)} windows, {options.backend}): {value:.4f}")
     return 0
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def read_windows(model: str, text: str, seqlen: int | None) -> np.ndarray:

@@ -10,10 +10,11 @@ from neuroal_jax.config import PruneConfig, check_names, flag
 from neuroal_jax.errors import UserError
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports problems as UserError, so that they end in one line like all others."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises UserError instead of printing usage and leaving."""
         raise UserError(f"{message} (see --help)")
 
 
@@ -31,8 +32,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> PruneConfig:
     return PruneConfig(**values)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m neuroal_jax.prune",
         description="Prune a language model without re-training: NeuroAL on top of a pruner.",
         argument_default=argparse.SUPPRESS,  # what is not given is not set, so that --config can set it

@@ -54,7 +54,7 @@ class PruneConfig:
     calib: str = _option(
         AUTO,
         "data",
-        "calibration text: c4, wikitext2, ptb, demo, or a file (.txt, .jsonl, .parquet, optionally .gz; "
+        "calibration text: c4, wikitext2, ptb, demo, or a file (.txt and .jsonl, also .gz; .parquet; "
         ".npy or .npz of token ids); auto: c4, or demo for the demo model",
     )
     nsamples: int = _option(128, "data", "calibration sequences")
