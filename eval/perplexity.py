@@ -71,12 +71,9 @@ def positive(text: str) -> int:
 def read_windows(model: str, text: str, seqlen: int | None) -> np.ndarray:
     """Token ids `[n, seqlen]` of a text under a model's tokenizer."""
     from neuroal_jax.checkpoint import open_checkpoint
-    from neuroal_jax.data import Reader, default_seqlen
+    from neuroal_jax.data import reader_for
 
-    checkpoint = open_checkpoint(model)
-    limit, bos = checkpoint.config.max_position_embeddings, checkpoint.family.bos_every_window
-    reader = Reader(checkpoint.path, checkpoint.config.vocab_size, limit, seqlen, default_seqlen(model), bos)
-    return reader.evaluation(text).ids
+    return reader_for(open_checkpoint(model), model, seqlen).evaluation(text).ids
 
 
 if __name__ == "__main__":

@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from neuroal_jax.config import TEXTS
 from neuroal_jax.errors import UserError
 from neuroal_jax.locate import DEMO
+
+if TYPE_CHECKING:
+    from neuroal_jax.checkpoint import Checkpoint
 
 DEFAULT_SEQLEN = 2048
 DEMO_SEQLEN = 128
@@ -161,6 +164,12 @@ class Reader:
                 "the ids are of another tokenizer"
             )
         return ids.astype(np.int32)
+
+
+def reader_for(checkpoint: "Checkpoint", model: str, seqlen: int | None) -> Reader:
+    """The reader for an opened model; `model` is what the user called it, `seqlen` what the user asked for."""
+    limits = (checkpoint.config.vocab_size, checkpoint.config.max_position_embeddings)
+    return Reader(checkpoint.path, *limits, seqlen, default_seqlen(model), checkpoint.family.bos_every_window)
 
 
 def _check_exists(source: str, flag: str) -> None:

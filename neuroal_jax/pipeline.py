@@ -19,7 +19,7 @@ from neuroal_jax.allocation.neuroal.search import Found, Lambdas, lambdas_for, s
 from neuroal_jax.budget import Counts, count, fit_mean, prunable_weights, zeros_of
 from neuroal_jax.checkpoint import Checkpoint, open_checkpoint
 from neuroal_jax.config import ALLOCATIONS, AUTO, PruneConfig
-from neuroal_jax.data import Reader, Windows, default_seqlen
+from neuroal_jax.data import Windows, default_seqlen, reader_for
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks import PackedMasks, save_masks
 from neuroal_jax.output import staged, write_json
@@ -124,9 +124,8 @@ def _open(config: PruneConfig) -> Task:
 
 
 def _read_data(task: Task) -> tuple[Windows, Windows | None]:
-    config, model = task.config, task.checkpoint
-    limits = (model.config.vocab_size, model.config.max_position_embeddings)
-    reader = Reader(model.path, *limits, config.seqlen, default_seqlen(config.model), model.family.bos_every_window)
+    config = task.config
+    reader = reader_for(task.checkpoint, config.model, config.seqlen)
     calibration = reader.calibration(config.calib, config.nsamples, config.seed)
     if len(calibration.ids) < config.nsamples:
         log.info("%s has %d rows: all are used (--nsamples %d)", config.calib, len(calibration.ids), config.nsamples)

@@ -3,7 +3,7 @@
 A family file sets the config's switches; where its block differs it writes its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.models import hf_config, layers
-from neuroal_jax.models.family import LinearSpec, ParamRule, linear_rules
+from neuroal_jax.models.family import Family, LinearSpec, ParamRule, linear_rules
 
 # In named_modules order. D - S of the last linear's target, the next block's first input, is always zero.
 LINEARS = (
@@ -235,3 +235,11 @@ def rules(
         ParamRule("model.norm.weight", "head.norm.scale"),
         ParamRule(embeddings if tied else "lm_head.weight", "head.embedding", tied=tied),
     )
+
+
+def family(
+    name: str, architecture: str, parse_config: Callable[[Mapping[str, Any]], GatedConfig], **differences: Any
+) -> Family:
+    """A family of what this module has; `differences` are the fields of `Family` in which it is not like Llama."""
+    shared: dict[str, Any] = {"linears": LINEARS, "rules": rules, "stem": stem, "block": block, "head": head}
+    return Family(name=name, architectures=(architecture,), parse_config=parse_config, **{**shared, **differences})

@@ -6,7 +6,6 @@ from typing import Any
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.models import gated, hf_config
-from neuroal_jax.models.family import Family
 
 
 def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
@@ -30,14 +29,9 @@ def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
     return replace(parsed, qkv_bias=bias, o_bias=bias, unit_offset=True, embedding_scale=scale)
 
 
-FAMILY = Family(
-    name="gemma",
-    architectures=("GemmaForCausalLM",),
-    parse_config=parse_config,
-    linears=gated.LINEARS,
-    rules=gated.rules,
-    stem=gated.stem,
-    block=gated.block,
-    head=gated.head,
+FAMILY = gated.family(
+    "gemma",
+    "GemmaForCausalLM",
+    parse_config,
     bos_every_window=True,
 )

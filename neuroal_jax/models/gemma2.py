@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.models import gated, hf_config
-from neuroal_jax.models.family import Family, ParamRule
+from neuroal_jax.models.family import ParamRule
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 _KEYS = ("attention_bias", "attn_logit_softcapping", "cache_implementation", "final_logit_softcapping", "hidden_act")
@@ -102,15 +102,12 @@ def rules(config: gated.GatedConfig) -> tuple[ParamRule, ...]:
     return gated.rules(config, _NORMS)
 
 
-FAMILY = Family(
-    name="gemma2",
-    architectures=("Gemma2ForCausalLM",),
-    parse_config=parse_config,
-    linears=gated.LINEARS,
+FAMILY = gated.family(
+    "gemma2",
+    "Gemma2ForCausalLM",
+    parse_config,
     rules=rules,
-    stem=gated.stem,
     block=block,
-    head=gated.head,
     block_constants=block_constants,
     bos_every_window=True,
 )

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from neuroal_jax.models import gated, hf_config
-from neuroal_jax.models.family import Family
 
 
 def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
@@ -19,14 +18,9 @@ def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
     )
 
 
-FAMILY = Family(
-    name="llama",
-    architectures=("LlamaForCausalLM",),
-    parse_config=parse_config,
-    linears=gated.LINEARS,
-    rules=gated.rules,
-    stem=gated.stem,
-    block=gated.block,
-    head=gated.head,
+FAMILY = gated.family(
+    "llama",
+    "LlamaForCausalLM",
+    parse_config,
     ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
 )

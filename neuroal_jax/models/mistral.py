@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from neuroal_jax.models import gated, hf_config
-from neuroal_jax.models.family import Family
 
 
 def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
@@ -16,14 +15,9 @@ def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
     return replace(parsed, sliding_window=window)
 
 
-FAMILY = Family(
-    name="mistral",
-    architectures=("MistralForCausalLM",),
-    parse_config=parse_config,
-    linears=gated.LINEARS,
-    rules=gated.rules,
-    stem=gated.stem,
-    block=gated.block,
-    head=gated.head,
+FAMILY = gated.family(
+    "mistral",
+    "MistralForCausalLM",
+    parse_config,
     reference_uniform=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
 )

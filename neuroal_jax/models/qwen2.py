@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from neuroal_jax.models import gated, hf_config
-from neuroal_jax.models.family import Family
 
 WINDOW_KEYS = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
 
@@ -16,13 +15,4 @@ def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
     return replace(gated.parse(config, WINDOW_KEYS, max_positions=32768), qkv_bias=True)
 
 
-FAMILY = Family(
-    name="qwen2",
-    architectures=("Qwen2ForCausalLM",),
-    parse_config=parse_config,
-    linears=gated.LINEARS,
-    rules=gated.rules,
-    stem=gated.stem,
-    block=gated.block,
-    head=gated.head,
-)
+FAMILY = gated.family("qwen2", "Qwen2ForCausalLM", parse_config)

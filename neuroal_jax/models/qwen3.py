@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from neuroal_jax.models import gated, hf_config
-from neuroal_jax.models.family import Family
 from neuroal_jax.models.qwen2 import WINDOW_KEYS
 
 
@@ -17,13 +16,4 @@ def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
     return replace(parsed, qkv_bias=bias, o_bias=bias, qk_norm=True)
 
 
-FAMILY = Family(
-    name="qwen3",
-    architectures=("Qwen3ForCausalLM",),
-    parse_config=parse_config,
-    linears=gated.LINEARS,
-    rules=gated.rules,
-    stem=gated.stem,
-    block=gated.block,
-    head=gated.head,
-)
+FAMILY = gated.family("qwen3", "Qwen3ForCausalLM", parse_config)
