@@ -5,7 +5,7 @@ DEV = .venv
 PIP_FLAGS = --quiet --disable-pip-version-check -c constraints.txt
 CHECKED = neuroal_jax convert eval tests benchmarks
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-quality clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python -m neuroal_jax.prune --model demo --sparsity 0.7 --pruner wanda --allocation neuroal --step both \
@@ -25,8 +25,12 @@ bench: $(DEV)/installed
 	$(DEV)/bin/python -m benchmarks.selection
 	$(DEV)/bin/python -m benchmarks.search
 
+bench-quality: $(DEMO)/installed
+	$(DEMO)/bin/python -m eval.sweep --models demo --pruners magnitude,wanda,multiflow,sparsegpt \
+		--top-ups uniform,owl,alpha,dsnot,neuroal --sparsities 0.7 --out bench-quality
+
 clean:
-	rm -rf $(DEMO) $(DEV) demo-run build dist *.egg-info
+	rm -rf $(DEMO) $(DEV) demo-run bench-quality build dist *.egg-info
 
 $(DEMO)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO)

@@ -6,15 +6,16 @@ python -m benchmarks.selection [--rows 2048] [--width 4096]
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from neuroal_jax.selection import select_smallest
+from neuroal_jax.selection import Quota, select_smallest
 
 
-def seconds(function: Callable[..., jax.Array], *args: jax.Array, repeats: int = 5) -> float:
+def seconds(function: Callable[..., jax.Array], *args: Any, repeats: int = 5) -> float:
     """The median time of a compiled call."""
     jax.block_until_ready(function(*args))
     times = []
@@ -34,9 +35,9 @@ def main() -> None:
     scores = np.abs(rng.normal(size=(options.rows, options.width))).astype(np.float32)
     scores[:, ::7] = scores[:, :1]  # ties
     counts = rng.integers(0, options.width + 1, options.rows).astype(np.int32)
-    chosen = np.asarray(jax.jit(select_smallest)(scores, counts))
+    chosen = np.asarray(jax.jit(select_smallest)(scores, Quota(counts)))
     rank = np.argsort(np.argsort(scores, axis=1, kind="stable"), axis=1, kind="stable")
-    radix = seconds(jax.jit(select_smallest), jnp.asarray(scores), jnp.asarray(counts))
+    radix = seconds(jax.jit(select_smallest), jnp.asarray(scores), Quota(jnp.asarray(counts)))
     sort = seconds(jax.jit(lambda x: jnp.sort(x, axis=1)), jnp.asarray(scores))
     print(f"equal to the stable sort: {bool((chosen == (rank < counts[:, None])).all())}")
     print(f"radix select: {scores.size / radix / 1e6:.0f} million scores/s")

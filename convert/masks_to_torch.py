@@ -25,7 +25,8 @@ def apply_masks(model: "torch.nn.Module", path: str | Path) -> "torch.nn.Module"
     """Zeros in place, in any dtype and on any device, what a mask file prunes.
 
     Args:
-        model: A Hugging Face model of the kind that was pruned.
+        model: A Hugging Face model of the kind that was pruned. With masks of SparseGPT, which changes kept weights
+            too: the model that the run saved, or one fine-tuned from it, not the dense one.
         path: `masks.safetensors`.
 
     Returns:
@@ -73,6 +74,11 @@ def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = Fa
     """
     refuse_same_directory({"--model": model, "--out": str(out), "the masks' directory": str(masks_path.parent)})
     masks, source = read_masks(masks_path), SafetensorsSource(locate(model))
+    if masks.updated_weights:
+        raise UserError(
+            f"{masks_path} alone does not hold the result, SparseGPT changed the kept weights too: use the model that "
+            "the run saved (--save-model; by default the directory 'model' beside the masks)"
+        )
     check_source(masks, source, model)
     with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale="model*.safetensors*") as staging:
         copy_edited(source, staging, masks.packed, masks.prune)

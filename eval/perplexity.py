@@ -14,12 +14,13 @@ from neuroal_jax.errors import UserError
 
 def jax_perplexity(model: str, windows: np.ndarray, dtype: str) -> float:
     """`exp(mean over windows of mean next-token loss)`; windows are token ids `[n, seqlen]`."""
+    from neuroal_jax.block_ops import Method
     from neuroal_jax.checkpoint import open_checkpoint
     from neuroal_jax.walk import Walk, batch_size
 
-    return Walk(open_checkpoint(model), "magnitude", dtype, batch_size(windows.shape[1], len(windows))).perplexity(
-        windows
-    )
+    return Walk(
+        open_checkpoint(model), Method("magnitude"), dtype, batch_size(windows.shape[1], len(windows))
+    ).perplexity(windows)
 
 
 def torch_perplexity(model: str, windows: np.ndarray, dtype: str) -> float:

@@ -20,20 +20,54 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from neuroal_jax.allocation.neuroal.alignment import alignment
 from neuroal_jax.models.family import LinearSpec
-from neuroal_jax.pruners import PRUNERS
-from neuroal_jax.selection import select_smallest
-from neuroal_jax.statistics import Inputs, norms, squared_sums
+from neuroal_jax.pruners import PRUNERS, Pruner, sparsegpt, wanda
+from neuroal_jax.refine import dsnot
+from neuroal_jax.refine.dsnot import Dsnot
+from neuroal_jax.selection import Quota
+from neuroal_jax.statistics import Inputs, Statistics, add_to_hessian, collect, hessian, norms
 
 trace_counts: Counter[str] = Counter()
 
 
 @dataclass(frozen=True)
+class Method:
+    """How weights are chosen, once it is known how many.
+
+    Attributes:
+        name: Of the pruner.
+        group: Columns that compete with each other, for pruners that choose over all rows.
+        refine: What refines the pruner's masks; None to leave them.
+        discounted: Whether, in the alignment, sequence i counts by 2/i, as in the released code's SparseGPT search.
+    """
+
+    name: str
+    group: int = 128
+    refine: Dsnot | None = None
+    discounted: bool = False
+
+    @property
+    def pruner(self) -> Pruner:
+        """The registered pruner."""
+        return PRUNERS[self.name]
+
+    @property
+    def competing(self) -> int | None:
+        """Columns that compete over all rows; None where every row competes alone."""
+        return self.group if self.pruner.over_rows else None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics that pruning a block takes."""
+        return self.pruner.needs | (dsnot.NEEDS if self.refine else frozenset())
+
+
+@dataclass(frozen=True)
 class BlockSpec:
-    """What a program is specialised to: a block's structure, its linears and the pruner."""
+    """What a program is specialised to: a block's structure, its linears and the method."""
 
     graph: nnx.GraphDef
     linears: tuple[LinearSpec, ...]
-    pruner: str
+    method: Method
 
 
 class Weights(NamedTuple):
@@ -43,11 +77,7 @@ class Weights(NamedTuple):
     rest: dict[str, Array]
 
 
-class DeviceCounts(NamedTuple):
-    """`budget.RowCounts` on the device; both may have a leading candidate axis."""
-
-    pruned: Int[Array, "*candidate out"]
-    ties_high: Bool[Array, "*candidate"]
+Quotas = dict[str, Quota]  # by linear
 
 
 def _compiled(donate: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -76,40 +106,76 @@ def _forward(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"]) -
     return module_from(spec.graph, {**weights.rest, **kernels})(hidden)
 
 
-def _prune(
-    spec: BlockSpec, weights: Weights, norms: dict[str, Float[Array, "in"]], counts: dict[str, DeviceCounts]
-) -> tuple[Weights, dict[str, Bool[Array, "out in"]]]:
-    """Prunes all linears of a block; returns the pruned weights and the masks (1 = kept)."""
-    pruner = PRUNERS[spec.pruner]
+class _Chosen(NamedTuple):
+    """A block's pruned weights, its masks (True = kept) and, per input, the damping (see `PrunedBlock`)."""
+
+    weights: Weights
+    masks: dict[str, Bool[Array, "out in"]]
+    damping: dict[str, Int[Array, ""]]
+
+
+def _prune(spec: BlockSpec, weights: Weights, statistics: dict[str, Statistics], quotas: Quotas) -> _Chosen:
+    """Prunes all linears of a block with the base pruner."""
+    pruner = spec.method.pruner
+    prepared = {linear.reads: pruner.prepare(statistics.get(linear.reads, Statistics())) for linear in spec.linears}
     kept, masks = {}, {}
     for linear in spec.linears:
         weight = weights.linears[linear.name]
-        scores = pruner.scores(weight, norms.get(linear.reads, jnp.zeros(weight.shape[1])))
-        mask = ~select_smallest(scores, counts[linear.name].pruned, counts[linear.name].ties_high)
-        masks[linear.name] = mask
-        kept[linear.name] = jnp.where(mask, weight, 0)
-    return Weights(kept, weights.rest), masks
+        pruned = pruner.prune(weight, prepared[linear.reads], quotas[linear.name], spec.method.group)
+        kept[linear.name], masks[linear.name] = pruned.weight.astype(weight.dtype), pruned.mask
+    damping = {name: factor.level for name, factor in prepared.items() if isinstance(factor, sparsegpt.Factor)}
+    return _Chosen(Weights(kept, weights.rest), masks, damping)
+
+
+def _refine(spec: BlockSpec, weights: Weights, statistics: dict[str, Statistics], chosen: _Chosen) -> _Chosen:
+    """Refines the masks of the attention's linears, if the method says so."""
+    settings = spec.method.refine
+    if settings is None:
+        return chosen
+    masks = dict(chosen.masks)
+    for linear in spec.linears:
+        if not linear.in_mlp:
+            name = linear.name
+            masks[name] = dsnot.refine(masks[name], weights.linears[name], statistics[linear.reads], settings)
+    kept = {name: jnp.where(mask, weights.linears[name], 0) for name, mask in masks.items()}
+    return chosen._replace(weights=Weights(kept, weights.rest), masks=masks)
 
 
 class Aligned(NamedTuple):
-    """What one block says about one candidate: next hidden states, score per linear, `D - S` per input."""
+    """What one block says about one candidate.
+
+    Attributes:
+        hidden: The next block's input.
+        scores: One for each linear.
+        differences: `D - S` of each input.
+        damping: As in `PrunedBlock`.
+    """
 
     hidden: Float[Array, "b t d"]
     scores: Float[Array, "linear"]
     differences: dict[str, Float[Array, "in"]]
+    damping: dict[str, Int[Array, ""]]
 
 
-def _candidate(
-    spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"], counts: dict[str, DeviceCounts]
-) -> Aligned:
+def _candidate(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"], quotas: Quotas) -> Aligned:
     """Dense run, pruning and pruned run of one candidate. XLA drops the dense run's unused last product."""
-    _, inputs = _forward(spec, weights, hidden)
-    dense = norms(squared_sums(inputs))
-    pruned_weights, _ = _prune(spec, weights, dense, counts)
-    hidden, inputs = _forward(spec, pruned_weights, hidden)
-    pruned = norms(squared_sums(inputs))
+    sequences = hidden.shape[0]
+    counted = 2 / jnp.arange(1, sequences + 1) if spec.method.discounted else jnp.ones(sequences)
+
+    def pattern(statistics: dict[str, Statistics]) -> dict[str, Float[Array, "in"]]:
+        return {name: norms(of_input.squares * counted[:, None]) for name, of_input in statistics.items()}
+
+    needs = spec.method.pruner.needs | {"squares"}
+    inputs = _forward(spec, weights, hidden)[1]
+    statistics = collect(inputs, needs)
+    if "hessian" in needs:
+        statistics = {name: found._replace(hessian=hessian(inputs[name])) for name, found in statistics.items()}
+    dense = pattern(statistics)
+    block = _prune(spec, weights, statistics, quotas)
+    hidden, inputs = _forward(spec, block.weights, hidden)
+    pruned = pattern(collect(inputs, {"squares"}))
     scores = jnp.stack([alignment(dense[linear.reads], pruned[linear.reads]) for linear in spec.linears])
-    return Aligned(hidden, scores, {name: dense[name] - pruned[name] for name in dense})
+    return Aligned(hidden, scores, {name: dense[name] - pruned[name] for name in dense}, block.damping)
 
 
 @_compiled()
@@ -124,21 +190,74 @@ def run(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"]) -> Flo
     return _forward(spec, weights, hidden)[0]
 
 
-@_compiled()
-def input_sums(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"]) -> dict[str, Float[Array, "b in"]]:
-    """Squared sums of every linear input, per sequence."""
-    return squared_sums(_forward(spec, weights, hidden)[1])
+@_compiled(donate="hessians")
+def input_statistics(
+    spec: BlockSpec,
+    weights: Weights,
+    hidden: Float[Array, "b t d"],
+    hessians: dict[str, Float[Array, "in in"]],
+    first: Int[Array, ""],
+    total: Int[Array, ""],
+) -> tuple[dict[str, Statistics], dict[str, Float[Array, "in in"]]]:
+    """What the method needs of every linear input: per sequence; and Hessians, in which earlier batches are already.
+
+    `first` sequences came before, of `total` ones.
+    """
+    inputs = _forward(spec, weights, hidden)[1]
+    hessians = {name: add_to_hessian(before, inputs[name], first, total) for name, before in hessians.items()}
+    return collect(inputs, spec.method.needs), hessians
+
+
+@_compiled(donate="hidden")
+def observe(
+    spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"]
+) -> tuple[Float[Array, "b t d"], dict[str, Float[Array, "b in"]]]:
+    """The dense block's output, and the squared sums of every linear input."""
+    hidden, inputs = _forward(spec, weights, hidden)
+    found = collect(inputs, {"squares"})
+    return hidden, {name: of_input.squares for name, of_input in found.items()}
 
 
 @_compiled()
-def prune(
-    spec: BlockSpec, weights: Weights, sums: dict[str, Float[Array, "b in"]], counts: dict[str, DeviceCounts]
-) -> tuple[Weights, dict[str, UInt8[Array, "out bytes"]], dict[str, Int[Array, ""]]]:
-    """Pruned weights, masks packed along the input axis, and the number of kept weights that are zero anyway."""
-    pruned, masks = _prune(spec, weights, norms(sums), counts)
-    packed = {name: jnp.packbits(mask, axis=1) for name, mask in masks.items()}
-    zeros = {name: jnp.sum(mask & (weights.linears[name] == 0)) for name, mask in masks.items()}
-    return pruned, packed, zeros
+def outlier_share(
+    spec: BlockSpec, weights: Weights, squares: dict[str, Float[Array, "b in"]], multiple: Float[Array, ""]
+) -> Float[Array, ""]:
+    """OWL's share of a block's Wanda scores, of all linears together, that exceed `multiple` times their mean."""
+    scores = [wanda.scores(weights.linears[linear.name], norms(squares[linear.reads])) for linear in spec.linears]
+    total = sum(x.size for x in scores)
+    mean = jnp.sum(jnp.stack([jnp.sum(x) for x in scores])) / total
+    return jnp.sum(jnp.stack([jnp.sum(x > multiple * mean) for x in scores])) / total
+
+
+@jax.jit
+def spectrum(weight: Float[Array, "out in"]) -> Float[Array, "rank"]:
+    """Eigenvalues of `W^T W`, ascending, without the zeros that the wider side adds: squared singular values, fp32."""
+    return jnp.square(jnp.linalg.svd(weight.astype(jnp.float32), compute_uv=False))[::-1]
+
+
+class PrunedBlock(NamedTuple):
+    """A block after pruning.
+
+    Attributes:
+        weights: Zeros where the masks prune; the kept weights too may have changed.
+        packed: The masks, packed along the input axis, 1 = kept.
+        kept_zeros: Number of kept weights that are zero anyway.
+        damping: Per input, the index into `sparsegpt.DAMPING` that its Hessian took; empty for other pruners.
+    """
+
+    weights: Weights
+    packed: dict[str, UInt8[Array, "out bytes"]]
+    kept_zeros: dict[str, Int[Array, ""]]
+    damping: dict[str, Int[Array, ""]]
+
+
+@_compiled()
+def prune(spec: BlockSpec, weights: Weights, statistics: dict[str, Statistics], quotas: Quotas) -> PrunedBlock:
+    """Prunes all linears of a block, with the base pruner and then the refinement."""
+    chosen = _refine(spec, weights, statistics, _prune(spec, weights, statistics, quotas))
+    packed = {name: jnp.packbits(mask, axis=1) for name, mask in chosen.masks.items()}
+    zeros = {name: jnp.sum(mask & (chosen.weights.linears[name] == 0)) for name, mask in chosen.masks.items()}
+    return PrunedBlock(chosen.weights, packed, zeros, chosen.damping)
 
 
 @_compiled()
@@ -153,18 +272,16 @@ def apply_masks(linears: tuple[str, ...], weights: Weights, packed: dict[str, UI
 
 
 @_compiled(donate="hidden")
-def search(
-    spec: BlockSpec, weights: Weights, hidden: Float[Array, "c b t d"], counts: dict[str, DeviceCounts]
-) -> tuple[Float[Array, "c b t d"], Float[Array, "c linear"]]:
-    """All candidates at once: next hidden states and the score of each linear."""
-    aligned = jax.vmap(lambda hidden, counts: _candidate(spec, weights, hidden, counts))(hidden, counts)
-    return aligned.hidden, aligned.scores
+def search(spec: BlockSpec, weights: Weights, hidden: Float[Array, "c b t d"], quotas: Quotas) -> Aligned:
+    """All candidates at once; `differences` are left out."""
+    aligned = jax.vmap(lambda hidden, quotas: _candidate(spec, weights, hidden, quotas))(hidden, quotas)
+    return aligned._replace(differences={})
 
 
 @_compiled(donate="hidden")
-def align(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"], counts: dict[str, DeviceCounts]) -> Aligned:
+def align(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"], quotas: Quotas) -> Aligned:
     """One candidate, with the differences that the row step needs."""
-    return _candidate(spec, weights, hidden, counts)
+    return _candidate(spec, weights, hidden, quotas)
 
 
 @_compiled()

@@ -1,4 +1,4 @@
-"""From fractions to whole numbers of weights: how many go in every row.
+"""From fractions to whole numbers of weights: how many go in every row, or in every group of columns.
 
 `exact` (the default) prunes exactly `round(sparsity * prunable weights)` of the model. `reference` rounds each row down
 on its own, as the released code does, and so misses the target on narrow models.
@@ -6,32 +6,34 @@ on its own, as the released code does, and so misses the target on narrow models
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from neuroal_jax.allocation import Allocation, Sparsity
 from neuroal_jax.allocation.spread import HIGHEST, LOWEST
+from neuroal_jax.errors import UserError
+from neuroal_jax.selection import TIES_ALL, TIES_HIGH, Quota
 
 Shapes = Mapping[str, tuple[int, int]]
+Counts = list[dict[str, Quota]]  # one entry per block
 
 
-@dataclass(frozen=True)
-class RowCounts:
-    """How many weights of each row of a linear are pruned (int32 [out]), and which of equal scores go first."""
+def count(allocation: Allocation, shapes: Shapes, budget: str, sparsity: float, group: int | None = None) -> Counts:
+    """Whole numbers for every row of every linear, or for every group of `group` columns where that is given.
 
-    pruned: np.ndarray
-    ties_high: bool = False
+    Args:
+        allocation: Fractions.
+        shapes: `(out, in)` of each linear.
+        budget: `exact` or `reference`.
+        sparsity: Share of all weights to prune.
+        group: Columns that compete with each other over all rows (SparseGPT).
 
-
-Counts = list[dict[str, RowCounts]]  # one entry per block
-
-
-def count(allocation: Allocation, shapes: Shapes, budget: str, sparsity: float) -> Counts:
-    """Whole numbers for every row, under `budget` = `exact` or `reference`."""
+    Raises:
+        UserError: If the released code's rounding cannot express the allocation.
+    """
     if budget == "reference":
-        return reference_counts(allocation, shapes)
-    return exact_counts(allocation, shapes, sparsity)
+        return reference_counts(allocation, shapes, group)
+    return exact_counts(allocation, shapes, sparsity, group)
 
 
 def prunable_weights(shapes: Shapes, num_blocks: int) -> int:
@@ -39,33 +41,43 @@ def prunable_weights(shapes: Shapes, num_blocks: int) -> int:
     return num_blocks * sum(math.prod(shape) for shape in shapes.values())
 
 
-def zeros_of(counts: Counts) -> int:
-    """Number of weights that counts prune in the whole model."""
-    return sum(int(rows.pruned.sum()) for block in counts for rows in block.values())
+def group_sizes(shape: tuple[int, int], group: int) -> list[int]:
+    """Number of weights in each group of columns of a linear; the last group may be narrower."""
+    out, width = shape
+    return [out * min(group, width - start) for start in range(0, width, group)]
 
 
-def reference_counts(allocation: Allocation, shapes: Shapes) -> Counts:
+def reference_counts(allocation: Allocation, shapes: Shapes, group: int | None = None) -> Counts:
     """The released code's rounding.
 
     One number for a linear: `int(in * s)` go from each row. One number per row: `int(float32(1 - s) * in)` stay, and a
-    stable descending sort decides which, so that of equal scores the lower index stays.
+    stable descending sort decides which, so that of equal scores the lower index stays. In groups: everything up to the
+    sorted score number `int(size * s)` goes, that score and its equals included.
     """
 
-    def rows(sparsity: Sparsity, shape: tuple[int, int]) -> RowCounts:
+    def one(sparsity: Sparsity, shape: tuple[int, int]) -> Quota:
         out, width = shape
+        if group is not None:
+            if np.max(sparsity) >= 1:
+                raise UserError(
+                    f"the allocation asks for a sparsity of {np.max(sparsity):.4f} in one linear; the released code "
+                    "fails there, so --budget reference cannot repeat it: use --budget exact"
+                )
+            last = [int(size * float(np.mean(sparsity))) for size in group_sizes(shape, group)]
+            return Quota(np.array(last, np.int32) + 1, TIES_ALL)
         if isinstance(sparsity, np.ndarray):
             kept = (np.float32(1 - sparsity) * np.float32(width)).astype(np.int32)
-            return RowCounts(np.asarray(width - kept, np.int32), ties_high=True)
-        return RowCounts(np.full(out, int(width * sparsity), np.int32))
+            return Quota(np.asarray(width - kept, np.int32), TIES_HIGH)
+        return Quota(np.full(out, min(width, int(width * sparsity)), np.int32))
 
-    return [{linear: rows(s, shapes[linear]) for linear, s in block.items()} for block in allocation.blocks]
+    return [{linear: one(s, shapes[linear]) for linear, s in block.items()} for block in allocation.blocks]
 
 
-def exact_counts(allocation: Allocation, shapes: Shapes, sparsity: float) -> Counts:
+def exact_counts(allocation: Allocation, shapes: Shapes, sparsity: float, group: int | None = None) -> Counts:
     """Counts that sum to exactly `round(sparsity * prunable weights)`.
 
     The allocation is first shifted so that its mean is `sparsity`; then the total becomes whole numbers by largest
-    remainder: per block, within each block per linear, within each linear per row.
+    remainder: per block, within each block per linear, within each linear per row or group.
     """
     blocks = fit_mean(allocation, shapes, sparsity).blocks
     total = round(sparsity * prunable_weights(shapes, len(blocks)))
@@ -78,20 +90,27 @@ def exact_counts(allocation: Allocation, shapes: Shapes, sparsity: float) -> Cou
         linears = list(ideal)
         shares = largest_remainder(list(ideal.values()), int(block_total), [sizes[linear] for linear in linears])
         counts.append(
-            {linear: _spread(block[linear], shapes[linear], int(n)) for linear, n in zip(linears, shares, strict=True)}
+            {
+                linear: _split(block[linear], shapes[linear], int(n), group)
+                for linear, n in zip(linears, shares, strict=True)
+            }
         )
     return counts
 
 
-def _spread(sparsity: Sparsity, shape: tuple[int, int], total: int) -> RowCounts:
+def _split(sparsity: Sparsity, shape: tuple[int, int], total: int, group: int | None) -> Quota:
+    """Splits a linear's total over its rows or groups."""
     out, width = shape
+    if group is not None:
+        sizes = np.array(group_sizes(shape, group))
+        return Quota(largest_remainder(sizes * (total / sizes.sum()), total, sizes).astype(np.int32))
     if isinstance(sparsity, np.ndarray):
-        return RowCounts(largest_remainder(sparsity * width, total, [width] * out).astype(np.int32))
+        return Quota(largest_remainder(sparsity * width, total, [width] * out).astype(np.int32))
     each, left = divmod(total, out)  # equal rows: the first ones take what is left
-    return RowCounts((each + (np.arange(out) < left)).astype(np.int32))
+    return Quota((each + (np.arange(out) < left)).astype(np.int32))
 
 
-def largest_remainder(ideals: list[float] | np.ndarray, total: int, capacities: list[int]) -> np.ndarray:
+def largest_remainder(ideals: list[float] | np.ndarray, total: int, capacities: list[int] | np.ndarray) -> np.ndarray:
     """Whole numbers close to `ideals` that sum to `total`.
 
     Each gets its ideal rounded down; what is missing goes one by one to the largest remainders, on a tie to the first.
@@ -122,7 +141,7 @@ def fit_mean(allocation: Allocation, shapes: Shapes, sparsity: float) -> Allocat
     """
     entries = [(block, linear) for block in range(len(allocation.blocks)) for linear in allocation.blocks[block]]
     parts = [np.atleast_1d(allocation.blocks[block][linear]) for block, linear in entries]
-    values = np.concatenate(parts)
+    values = np.minimum(np.concatenate(parts), 1)  # AlphaPruning's own numbers may exceed 1
     row_weights = [math.prod(shapes[linear]) / len(part) for (_, linear), part in zip(entries, parts, strict=True)]
     weights = np.repeat(row_weights, [len(part) for part in parts])
     weights /= weights.sum()

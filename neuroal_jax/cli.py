@@ -1,7 +1,7 @@
 """The command line and the YAML file, both made from `PruneConfig`'s fields. Imports no JAX: `--help` is quick."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +26,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> PruneConfig:
     """
     given = vars(_parser().parse_args(arguments))
     file = given.pop("config")
-    values = given if file is None else {**_read_yaml(Path(file)), **given}
+    known = [option.name for option in fields(PruneConfig)]
+    values = given if file is None else {**read_yaml(Path(file), known), **given}
     if "model" not in values:
         raise UserError("--model is missing: name a checkpoint directory, a Hub model id or demo (see --help)")
     return PruneConfig(**values)
@@ -39,8 +40,17 @@ def _parser() -> Parser:
         argument_default=argparse.SUPPRESS,  # what is not given is not set, so that --config can set it
         allow_abbrev=False,
     )
+    add_options(parser)
+    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of these options; flags win over it")
+    return parser
+
+
+def add_options(parser: Parser, leave_out: Collection[str] = ()) -> None:
+    """Adds a flag for every option of a run, but those named in `leave_out`."""
     groups: dict[str, Any] = {}
     for option in fields(PruneConfig):
+        if option.name in leave_out:
+            continue
         title = option.metadata["group"]
         group = groups.setdefault(title, None) or parser.add_argument_group(title)
         groups[title] = group
@@ -54,15 +64,18 @@ def _parser() -> Parser:
         if option.default is not None and option.default is not MISSING:
             text += f" (default: {option.default})"
         group.add_argument(flag(option.name), metavar=_metavar(option.name, choices), help=text.replace("%", "%%"))
-    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of these options; flags win over it")
-    return parser
 
 
 def _metavar(name: str, choices: tuple[str, ...] | None) -> str:
     return "NAME" if choices else {"out": "DIR", "save_model": "DIR"}.get(name, name.upper())
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, known: Collection[str]) -> dict[str, Any]:
+    """The options of a `--config` file, names with underscores.
+
+    Raises:
+        UserError: If it cannot be read, or names an option that is not `known`.
+    """
     import yaml
 
     try:
@@ -72,4 +85,4 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path} cannot be read ({reason})") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path} holds a {type(content).__name__}, expected options as 'name: value' lines")
-    return check_names(content, f"--config {path}")
+    return check_names(content, known, f"--config {path}")

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,16 +10,24 @@ from typing import Any
 
 from neuroal_jax.errors import UserError
 
-PRUNERS = ("magnitude", "wanda", "multiflow")
-ALLOCATIONS = ("uniform", "neuroal")
+PRUNERS = ("magnitude", "wanda", "multiflow", "sparsegpt")
+ALLOCATIONS = ("uniform", "neuroal", "owl", "alpha")
+REFINEMENTS = ("none", "dsnot")
 TEXTS = ("c4", "wikitext2", "ptb", "demo")
 LAMBDA_SETS = ("paper", "reference")
 AUTO = "auto"
 MAX_LAMBDA = 0.5  # densities span 2 * lambda, and no span exceeds 1
 
 
-def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"group": group, "help": help, "choices": choices})
+def _option(
+    default: Any,
+    group: str,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    only: tuple[str, str] | None = None,
+) -> Any:
+    """A field; `only` names the one option and value with which it has an effect."""
+    return field(default=default, metadata={"group": group, "help": help, "choices": choices, "only": only})
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,28 @@ class PruneConfig:
     )
     pruner: str = _option("wanda", "what to prune", "how important a weight is", PRUNERS)
     allocation: str = _option(
-        "neuroal", "what to prune", "how much goes where: uniform, neuroal, or an allocation.json to reuse"
+        "neuroal",
+        "what to prune",
+        "how much goes where: uniform, neuroal, owl, alpha (AlphaPruning), or an allocation.json to reuse",
     )
+    refine: str = _option("none", "what to prune", "swap weights after pruning", REFINEMENTS)
     step: str = _option("both", "search", "which steps of NeuroAL to search", ("block", "row", "both"))
     block_lambdas: str | tuple[float, ...] = _option(
         AUTO, "search", "paper, reference or numbers like 0.05,0.1; auto: paper, or reference with --budget reference"
     )
     row_lambdas: str | tuple[float, ...] = _option(AUTO, "search", "as --block-lambdas, for the row step")
+    owl_m: float = _option(
+        5.0, "methods", "OWL: outliers exceed this many times the mean score", only=("allocation", "owl")
+    )
+    owl_lambda: float = _option(0.08, "methods", "OWL: half the span of the densities", only=("allocation", "owl"))
+    alpha_epsilon: float = _option(
+        0.3, "methods", "AlphaPruning: half the span of the ratios", only=("allocation", "alpha")
+    )
+    dsnot_cycles: int = _option(50, "methods", "DSnoT: most swaps per row", only=("refine", "dsnot"))
+    dsnot_threshold: float = _option(
+        0.1, "methods", "DSnoT: rows with at most this error are left alone", only=("refine", "dsnot")
+    )
+    sparsegpt_group: int = _option(128, "methods", "SparseGPT: columns pruned together", only=("pruner", "sparsegpt"))
     candidate_batch: int | None = _option(
         None, "search", "most lambda candidates to run together (default: what fits in memory)"
     )
@@ -88,6 +111,12 @@ class PruneConfig:
             "allocation": _allocation(self.allocation),
             "block_lambdas": self._lambda_set("block_lambdas"),
             "row_lambdas": self._lambda_set("row_lambdas"),
+            "owl_m": _ranged("owl_m", self.owl_m, 0, math.inf),
+            "owl_lambda": _ranged("owl_lambda", self.owl_lambda, 0, MAX_LAMBDA),
+            "alpha_epsilon": _ranged("alpha_epsilon", self.alpha_epsilon, 0, 1),
+            "dsnot_cycles": _positive("dsnot_cycles", self.dsnot_cycles),
+            "dsnot_threshold": _ranged("dsnot_threshold", self.dsnot_threshold, 0, math.inf),
+            "sparsegpt_group": _positive("sparsegpt_group", self.sparsegpt_group),
             "candidate_batch": _optional(_positive, "candidate_batch", self.candidate_batch),
             "calib": _source("calib", self.calib, "demo" if demo else "c4"),
             "eval": _source("eval", self.eval, "demo" if demo else "wikitext2"),
@@ -107,11 +136,35 @@ class PruneConfig:
             value = getattr(self, option.name)
             if choices and value not in choices:
                 raise UserError(_unknown(option.name, value, choices))
+        self._refuse_without_effect()
+        if self.pruner == "sparsegpt":
+            self._settle_sparsegpt()
         if not self.dry_run and self.out is None:
             raise UserError("--out is missing: name the directory for the results")
         if self.sparsity is None and self.allocation in ALLOCATIONS:
             raise UserError("--sparsity is missing: give the share of weights to remove, e.g. --sparsity 0.7")
         refuse_same_directory({"--model": self.model, "--out": self.out, "--save-model": self.save_model})
+
+    def _refuse_without_effect(self) -> None:
+        for option in fields(self):
+            value, only = getattr(self, option.name), option.metadata["only"]
+            if only and value != option.default and getattr(self, only[0]) != only[1]:
+                raise UserError(f"{flag(option.name)} {value} has no effect without {flag(only[0])} {only[1]}")
+
+    def _settle_sparsegpt(self) -> None:
+        """SparseGPT changes the kept weights, and chooses over all rows: what follows from that."""
+        if self.refine != "none":
+            raise UserError(
+                f"--refine {self.refine} does not go with --pruner sparsegpt: the kept weights already make up for the "
+                "pruned ones, so one that is grown back would count twice; use --refine none or another pruner"
+            )
+        if self.allocation == "neuroal" and self.step == "row":
+            raise UserError(
+                "--step row does not go with --pruner sparsegpt, which chooses over all rows of a linear: "
+                "use --step block or another pruner"
+            )
+        if self.save_model is None and self.out is not None:
+            object.__setattr__(self, "save_model", os.path.join(self.out, "model"))
 
     def _lambda_set(self, name: str) -> str | tuple[float, ...]:
         value = getattr(self, name)
@@ -131,9 +184,8 @@ def refuse_same_directory(paths: Mapping[str, str | None]) -> None:
             seen[path] = flag
 
 
-def check_names(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Option names with underscores; raises UserError for one that does not exist."""
-    known = [option.name for option in fields(PruneConfig)]
+def check_names(values: Mapping[str, Any], known: Collection[str], origin: str) -> dict[str, Any]:
+    """Option names with underscores; raises UserError for one that is not `known`."""
     result = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
@@ -191,6 +243,14 @@ def _whole(name: str, value: Any, low: int) -> int:
     if not math.isfinite(number) or number != int(number) or not low <= number < 2**31:
         raise UserError(f"{flag(name)} is {value}, expected {expected}")
     return int(number)
+
+
+def _ranged(name: str, value: Any, low: float, high: float) -> float:
+    bounds = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
+    number = _number(name, value, f"a number {bounds}")
+    if not low <= number <= high or not math.isfinite(number):
+        raise UserError(f"{flag(name)} is {value}, expected a number {bounds}")
+    return number
 
 
 def _positive(name: str, value: Any) -> int:

@@ -10,10 +10,12 @@ import numpy as np
 
 from neuroal_jax.allocation import Allocation
 from neuroal_jax.allocation.neuroal.search import Found
-from neuroal_jax.budget import Counts, Shapes
+from neuroal_jax.budget import Shapes
 from neuroal_jax.checkpoint import Checkpoint
 from neuroal_jax.data import Windows
 from neuroal_jax.plan import Plan
+from neuroal_jax.pruners import sparsegpt
+from neuroal_jax.walk import BlockResult
 
 log = logging.getLogger("neuroal_jax")
 
@@ -39,14 +41,26 @@ def print_lambdas(found: Found) -> None:
             )
 
 
-def print_blocks(allocation: Allocation, counts: Counts, shapes: Shapes) -> None:
+def print_damping(blocks: list[BlockResult]) -> None:
+    """How many Hessians took more than the first damping."""
+    dampings = [damping for block in blocks for damping in block.damping.values()]
+    raised = sum(damping > sparsegpt.DAMPING[0] for damping in dampings)
+    if raised:
+        log.info(
+            "%d of %d linears took more than the damping %g: see 'damping' in the manifest",
+            raised,
+            len(dampings),
+            sparsegpt.DAMPING[0],
+        )
+
+
+def print_blocks(allocation: Allocation, zeros: list[int], shapes: Shapes) -> None:
     """A table: sparsity asked of and achieved by every block."""
     log.info("%5s  %9s  %9s", "block", "requested", "achieved")
     size = sum(math.prod(shape) for shape in shapes.values())
-    for number, (block, rows) in enumerate(zip(allocation.blocks, counts, strict=True)):
+    for number, (block, pruned) in enumerate(zip(allocation.blocks, zeros, strict=True)):
         requested = sum(float(np.mean(s)) * math.prod(shapes[linear]) for linear, s in block.items()) / size
-        achieved = sum(int(linear.pruned.sum()) for linear in rows.values()) / size
-        log.info("%5d  %9.4f  %9.4f", number, requested, achieved)
+        log.info("%5d  %9.4f  %9.4f", number, requested, pruned / size)
 
 
 def print_result(manifest: Mapping[str, Any], out: Path, saved: str | None) -> None:

@@ -17,6 +17,7 @@ from neuroal_jax.checkpoint import Checkpoint
 from neuroal_jax.config import PruneConfig
 from neuroal_jax.data import Windows
 from neuroal_jax.plan import Plan
+from neuroal_jax.walk import BlockResult
 
 FORMAT = "neuroal-manifest-1"
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "safetensors", "transformers", "datasets")
@@ -43,12 +44,18 @@ def describe_windows(windows: Windows | None) -> dict[str, Any] | None:
 
 
 def describe_search(found: Found) -> dict[str, Any]:
-    """The chosen lambdas and every candidate's score in order."""
+    """The chosen lambdas, every candidate's score in order, and what OWL or AlphaPruning measured of every block."""
     return {
         "lambda_block": found.lambda_block,
         "lambda_row": found.lambda_row,
         "scores": {"block": found.scores_block, "row": found.scores_row},
+        "measured": found.measured,
     }
+
+
+def describe_damping(blocks: list[BlockResult]) -> list[dict[str, float]]:
+    """Per block, what the Hessian of each linear's input was damped with; empty for pruners without one."""
+    return [block.damping for block in blocks if block.damping]
 
 
 def describe_machine(plan: Plan, traces: Counter[str]) -> dict[str, Any]:
@@ -60,6 +67,7 @@ def describe_machine(plan: Plan, traces: Counter[str]) -> dict[str, Any]:
         "memory_bytes": {
             "planned_device_peak": plan.device_peak,
             "planned_host_peak": plan.host_peak,
+            "device_peak": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
             "host_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
     }

@@ -39,6 +39,11 @@ class PackedMasks:
     source: str
     metadata: Mapping[str, str]
 
+    @property
+    def updated_weights(self) -> bool:
+        """Whether the pruner changed kept weights too, so that masks alone do not hold its result."""
+        return self.metadata.get("weights") == "updated"
+
     def mask(self, name: str) -> np.ndarray:
         """One mask, bool `[out, in]`, True = kept."""
         return np.unpackbits(self.packed[name], axis=1, count=self.widths[name]).astype(bool)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 
 from neuroal_jax.errors import UserError
@@ -90,6 +91,12 @@ def _remove_empty(parents: list[Path]) -> None:
             parent.rmdir()
         except OSError:
             return
+
+
+def spilled(array: np.ndarray, path: Path) -> np.ndarray:
+    """Writes an array to a file and gives back a read-only view of that file."""
+    np.ascontiguousarray(array).reshape(-1).view(np.uint8).tofile(path)
+    return np.memmap(path, np.uint8, "r").view(array.dtype).reshape(array.shape)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,8 +1,10 @@
 """The story of a run, top to bottom: read, calibrate, allocate, prune, write."""
 
 import logging
+import math
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -10,21 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from neuroal_jax import __version__, block_ops, console, manifest
 from neuroal_jax import allocation as allocations
-from neuroal_jax.allocation import Allocation
+from neuroal_jax.allocation import Allocation, alpha, owl
 from neuroal_jax.allocation.neuroal.search import Found, Lambdas, lambdas_for, search, work_units
-from neuroal_jax.budget import Counts, count, fit_mean, prunable_weights, zeros_of
+from neuroal_jax.block_ops import Method
+from neuroal_jax.budget import count, fit_mean, prunable_weights
 from neuroal_jax.checkpoint import Checkpoint, open_checkpoint
 from neuroal_jax.config import ALLOCATIONS, AUTO, PruneConfig
 from neuroal_jax.data import Windows, default_seqlen, reader_for
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks import PackedMasks, save_masks
-from neuroal_jax.output import staged, write_json
+from neuroal_jax.output import spilled, staged, write_json
 from neuroal_jax.plan import Plan, Workload, make_plan
-from neuroal_jax.walk import BlockMasks, Walk, batch_size
+from neuroal_jax.pruners import PRUNERS
+from neuroal_jax.refine.dsnot import Dsnot
+from neuroal_jax.walk import BlockResult, Keep, Walk, batch_size
 
 log = logging.getLogger("neuroal_jax")
 
@@ -89,14 +95,15 @@ def prune(config: PruneConfig) -> PruneResult:
         with clock("read"):
             calibration, evaluation = _read_data(task)
         hashes = background.submit(task.checkpoint.hashes)
-        result = _compute(task, calibration, evaluation, clock)
+        spill = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out)))
+        result = _compute(task, calibration, evaluation, clock, _keep_in(spill))
         with clock("write"):
             packed = _pack(task, result, hashes.result()["prunable"])
             save_masks(out / MASKS, packed)
             names = task.checkpoint.prunable()
             allocations.save_allocation(out / ALLOCATION, result.allocation, names, task.sparsity)
             if saved is not None:
-                task.checkpoint.save_edited(saved, packed.prune)
+                task.checkpoint.save_edited(saved, _edit(names, result.blocks, packed))
         content = _manifest(task, result, calibration, evaluation, hashes.result(), clock)
         write_json(out / MANIFEST, content)
     console.print_result(content, target, config.save_model)
@@ -107,16 +114,25 @@ def _open(config: PruneConfig) -> Task:
     """Opens the model and settles what depends on it or on the machine."""
     checkpoint = open_checkpoint(config.model)
     shapes = checkpoint.linear_shapes()
+    pruner = PRUNERS[config.pruner]
     given, requested = None, None
     if config.allocation not in ALLOCATIONS:
         names = checkpoint.prunable()
         given, requested = allocations.load_allocation(Path(config.allocation), names, shapes, checkpoint.num_blocks)
         requested = requested or allocations.mean_sparsity(given, shapes)
+        if pruner.over_rows and any(isinstance(s, np.ndarray) for block in given.blocks for s in block.values()):
+            raise UserError(
+                f"--allocation {config.allocation} lists rows, but --pruner {config.pruner} chooses over all rows of a "
+                "linear: use an allocation of NeuroAL's block step, or another pruner"
+            )
     sparsity = config.sparsity or requested
     if sparsity is None or not 0 < sparsity < 1:
         raise UserError(f"--allocation {config.allocation} has the mean sparsity {sparsity}: give --sparsity")
     lambdas = Lambdas((), ())
     if config.allocation == "neuroal":
+        if pruner.over_rows and config.step == "both":
+            log.info("%s chooses over all rows of a linear: NeuroAL searches its block step only", config.pruner)
+            config = replace(config, step="block")
         lambdas = lambdas_for(config.step, config.block_lambdas, config.row_lambdas, sparsity)
     if config.dtype == AUTO:
         config = replace(config, dtype="float32" if jax.default_backend() == "cpu" else checkpoint.dtype)
@@ -159,7 +175,8 @@ def _plan(task: Task, calibration: Windows | None, evaluation: Windows | None) -
         seqlen=seqlen,
         batch=batch_size(seqlen, samples),
         dtype=config.dtype,
-        save_model=config.save_model is not None,
+        save_model=config.save_model is not None or PRUNERS[config.pruner].updates_weights,
+        method=_method(config),
     )
     return make_plan(task.checkpoint, work, config.candidate_batch)
 
@@ -181,48 +198,110 @@ class _Clock:
 
 @dataclass(frozen=True)
 class Computed:
-    """What the computing middle of a run found."""
+    """What the computing middle of a run found; `zeros` counts the pruned weights of every block."""
 
     plan: Plan
     found: Found
     allocation: Allocation
-    counts: Counts
-    masks: list[BlockMasks]
+    blocks: list[BlockResult]
+    zeros: list[int]
     token_ppl: dict[str, float | None]
 
 
-def _compute(task: Task, calibration: Windows, evaluation: Windows | None, clock: _Clock) -> Computed:
+def _compute(task: Task, calibration: Windows, evaluation: Windows | None, clock: _Clock, keep: Keep) -> Computed:
     """Perplexity before, allocation, pruning, perplexity after."""
     config, checkpoint, shapes = task.config, task.checkpoint, task.checkpoint.linear_shapes()
     block_ops.trace_counts.clear()
     plan = _plan(task, calibration, evaluation)
     samples, seqlen = calibration.ids.shape
-    walk = Walk(checkpoint, config.pruner, config.dtype, batch_size(seqlen, samples))
+    walk = Walk(checkpoint, _method(config), config.dtype, batch_size(seqlen, samples))
 
-    def measure(state: str, masks: list[BlockMasks] | None) -> float | None:
+    def measure(state: str, blocks: list[BlockResult] | None) -> float | None:
         if evaluation is None:
             return None
         with clock(f"perplexity_{state}"), _progress(f"{state} perplexity", checkpoint.num_blocks, "block") as bar:
-            value = walk.perplexity(evaluation.ids, masks, bar.update)
+            value = walk.perplexity(evaluation.ids, blocks, bar.update)
         console.print_perplexity(state, value, evaluation)
         return value
 
     dense = measure("dense", None)
-    found = Found(task.given or allocations.uniform(task.sparsity, list(shapes), checkpoint.num_blocks))
-    if task.lambdas.steps:
-        windows = calibration.ids[: config.search_samples]
-        total = work_units(task.lambdas, checkpoint.num_blocks)
-        with clock("search"), _progress("search", total, "candidate-block") as bar:
-            found = search(walk, windows, task.sparsity, task.lambdas, config.budget, plan.candidate_batch, bar.update)
-        console.print_lambdas(found)
-    counts = count(found.allocation, shapes, config.budget, task.sparsity)
+    found = _allocate(task, walk, calibration.ids, plan.candidate_batch, clock)
+    counts = count(found.allocation, shapes, config.budget, task.sparsity, walk.spec.method.competing)
     with clock("prune"), _progress("prune", checkpoint.num_blocks, "block") as bar:
-        masks = walk.prune(calibration.ids, counts, bar.update)
+        blocks = walk.prune(calibration.ids, counts, bar.update, keep)
     allocation = found.allocation
     if config.budget == "exact":
         allocation = fit_mean(allocation, shapes, task.sparsity)
-    console.print_blocks(allocation, counts, shapes)
-    return Computed(plan, found, allocation, counts, masks, {"dense": dense, "pruned": measure("pruned", masks)})
+    size = prunable_weights(shapes, 1)
+    zeros = [size - sum(int(np.bitwise_count(packed).sum()) for packed in block.packed.values()) for block in blocks]
+    console.print_damping(blocks)
+    console.print_blocks(allocation, zeros, shapes)
+    return Computed(plan, found, allocation, blocks, zeros, {"dense": dense, "pruned": measure("pruned", blocks)})
+
+
+def _allocate(task: Task, walk: Walk, windows: np.ndarray, candidate_batch: int, clock: _Clock) -> Found:
+    """How much of every block and row goes, by the method that was asked for."""
+    config, blocks = task.config, task.checkpoint.num_blocks
+    linears = [linear.name for linear in task.checkpoint.family.linears]
+    if task.given is not None:
+        return Found(task.given)
+    if config.allocation == "neuroal":
+        total = work_units(task.lambdas, blocks)
+        with clock("search"), _progress("search", total, "candidate-block") as bar:
+            few = windows[: config.search_samples]
+            found = search(walk, few, task.sparsity, task.lambdas, config.budget, candidate_batch, bar.update)
+        console.print_lambdas(found)
+        return found
+    if config.allocation == "owl":
+        with clock("search"), _progress("outliers", blocks, "block") as bar:
+            outliers = walk.outliers(windows, config.owl_m, bar.update)
+        return Found(
+            owl.allocation(task.sparsity, config.owl_lambda, outliers, linears), measured={"outliers": list(outliers)}
+        )
+    if config.allocation == "alpha":
+        with clock("search"), _progress("spectra", blocks, "block") as bar:
+            alphas = alpha.block_alphas(_counted(walk.spectra(), bar))
+        guard = config.budget == "exact"
+        return Found(
+            alpha.allocation(task.sparsity, config.alpha_epsilon, alphas, linears, guard=guard),
+            measured={"alphas": [value if math.isfinite(value) else None for value in alphas]},
+        )
+    return Found(allocations.uniform(task.sparsity, linears, blocks))
+
+
+def _method(config: PruneConfig) -> Method:
+    reference = config.budget == "reference"
+    refine = Dsnot(config.dsnot_cycles, config.dsnot_threshold, reference) if config.refine == "dsnot" else None
+    discounted = reference and config.pruner == "sparsegpt"
+    return Method(config.pruner, config.sparsegpt_group, refine, discounted)
+
+
+def _keep_in(directory: Path) -> Keep:
+    """Moves updated weights to files, so that host memory holds one block of them."""
+
+    def keep(block: int, updated: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: spilled(array, directory / f"{block}.{name}") for name, array in updated.items()}
+
+    return keep
+
+
+def _edit(
+    names: Mapping[str, tuple[int, str]], blocks: list[BlockResult], masks: PackedMasks
+) -> Callable[[str, np.ndarray], np.ndarray]:
+    """What to store in place of a tensor: its updated weights, or itself with zeros."""
+
+    def edit(name: str, weight: np.ndarray) -> np.ndarray:
+        block, linear = names[name]
+        updated = blocks[block].updated
+        return updated[linear] if updated else masks.prune(name, weight)
+
+    return edit
+
+
+def _counted(items: Iterator[Any], bar: tqdm) -> Iterator[Any]:
+    for item in items:
+        yield item
+        bar.update(1)
 
 
 def _progress(what: str, total: int, unit: str) -> tqdm:
@@ -235,12 +314,14 @@ def _pack(task: Task, result: Computed, source: str) -> PackedMasks:
     packed, widths, kept_zeros = {}, {}, {}
     shapes = task.checkpoint.linear_shapes()
     for name, (block, linear) in task.checkpoint.prunable().items():
-        packed[name] = result.masks[block].packed[linear]
+        packed[name] = result.blocks[block].packed[linear]
         widths[name] = shapes[linear][1]
-        if result.masks[block].kept_zeros[linear]:
-            kept_zeros[name] = result.masks[block].kept_zeros[linear]
+        if result.blocks[block].kept_zeros[linear]:
+            kept_zeros[name] = result.blocks[block].kept_zeros[linear]
+    method = f"{task.config.pruner} + {result.allocation.method}"
     run = {
-        "method": f"{task.config.pruner} + {result.allocation.method}",
+        "method": method if task.config.refine == "none" else f"{method} + {task.config.refine}",
+        "weights": "updated" if PRUNERS[task.config.pruner].updates_weights else "kept",
         "budget": task.config.budget,
         "sparsity": repr(task.sparsity),
         "neuroal_jax": __version__,
@@ -256,13 +337,14 @@ def _manifest(
     hashes: Mapping[str, str],
     clock: _Clock,
 ) -> dict[str, Any]:
-    prunable, zeros = prunable_weights(result.plan.linears, task.checkpoint.num_blocks), zeros_of(result.counts)
+    prunable, zeros = prunable_weights(result.plan.linears, task.checkpoint.num_blocks), sum(result.zeros)
     if task.config.budget == "exact" and zeros != round(task.sparsity * prunable):
         raise AssertionError(f"{zeros} zeros of {prunable} weights, expected {round(task.sparsity * prunable)}")
     data = {"calib": calibration, "eval": evaluation}
     return {
         "format": manifest.FORMAT,
         **manifest.describe_search(result.found),
+        "damping": manifest.describe_damping(result.blocks),
         "sparsity": {
             "requested": task.sparsity,
             "achieved": zeros / prunable,

@@ -5,6 +5,8 @@ The formula, with C candidates per batch out of K, N search sequences of T token
     device = 2 * block weights                             (this block and the next)
            + hidden states                                 (K * N * T * h, or all calibration and evaluation windows)
            + C * (N * T * widest live activations + pruned block weights + selection of the widest linear)
+           + with SparseGPT, per candidate: every input's Hessian and its factor, twice the widest to factorise it, and
+             the widest linear three times, all fp32
            + attention scores of a few sequences           (a constant bound)
 """
 
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from neuroal_jax.block_ops import Method
 from neuroal_jax.budget import prunable_weights
 from neuroal_jax.checkpoint import Checkpoint
 from neuroal_jax.models.layers import score_bytes
@@ -37,6 +40,7 @@ class Workload:
         batch: Sequences per compiled call outside of the search.
         dtype: Compute dtype.
         save_model: Whether the pruned model is written too.
+        method: How weights are chosen.
     """
 
     steps: list[int]
@@ -47,6 +51,7 @@ class Workload:
     batch: int
     dtype: str
     save_model: bool
+    method: Method
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,11 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     live = size * _live_width(checkpoint)
     selection = _SELECTION_BYTES * max(math.prod(shape) for shape in shapes.values())
     available, on_host = device_memory()
+    hessians = _hessian_bytes(checkpoint) if "hessian" in work.method.needs else 0
     fixed = 2 * block + 2 * max(score_bytes(), 4 * checkpoint.config.num_attention_heads * work.seqlen**2)
 
     tokens = work.search_samples * work.seqlen
-    per_candidate = tokens * (live + hidden) + block + selection
+    per_candidate = tokens * (live + hidden) + block + selection + hessians
     search_fixed = fixed + sum(work.steps[-1:]) * tokens * hidden
     fits = int((_USABLE * available - search_fixed) // per_candidate)
     batch = candidates_together(work.steps, min(limit or fits, max(1, fits))) if work.steps else 0
@@ -83,7 +89,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
 
     windows = max(work.samples, work.windows or 0)
     walk_tokens = work.batch * work.seqlen
-    walk_peak = fixed + windows * work.seqlen * hidden + walk_tokens * live + block + selection
+    walk_peak = fixed + windows * work.seqlen * hidden + walk_tokens * live + block + selection + hessians
 
     mask_bytes = checkpoint.num_blocks * sum(out * -(-width // 8) for out, width in shapes.values())
     device = max(search_peak, walk_peak)
@@ -114,6 +120,14 @@ def _live_width(checkpoint: Checkpoint) -> int:
         readers[linear.reads] = readers.get(linear.reads, width) + out
     widest = max(readers.values())
     return widest + 2 * checkpoint.config.hidden_size
+
+
+def _hessian_bytes(checkpoint: Checkpoint) -> int:
+    """What SparseGPT holds while it prunes one block."""
+    shapes = checkpoint.linear_shapes()
+    widths = {linear.reads: shapes[linear.name][1] for linear in checkpoint.family.linears}
+    squares = [width**2 for width in widths.values()]
+    return 4 * (2 * sum(squares) + 2 * max(squares) + 3 * max(math.prod(shape) for shape in shapes.values()))
 
 
 def device_memory() -> tuple[int, bool]:

@@ -5,9 +5,7 @@ The module can be called: it is the function `neuroal_jax.prune(config)` too.
 
 import logging
 import os
-import signal
 import sys
-import threading
 import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,12 +13,12 @@ from typing import TYPE_CHECKING
 from neuroal_jax.cli import parse_arguments
 from neuroal_jax.config import PruneConfig
 from neuroal_jax.errors import UserError
+from neuroal_jax.interrupts import INTERRUPTED, termination_interrupts
 
 if TYPE_CHECKING:
     from neuroal_jax.pipeline import PruneResult
 
 USER_ERROR = 2
-INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,28 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("neuroal_jax").setLevel(logging.INFO)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread:
-        terminate = signal.signal(signal.SIGTERM, _interrupt)  # ends like Ctrl-C: what is half-written goes away
     try:
-        config = parse_arguments(arguments)
-        from neuroal_jax import pipeline
+        with termination_interrupts():
+            config = parse_arguments(arguments)
+            from neuroal_jax import pipeline
 
-        pipeline.prune(config)
+            pipeline.prune(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return INTERRUPTED
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, terminate)
     return 0
-
-
-def _interrupt(number: int, frame: types.FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 class _CallableModule(types.ModuleType):

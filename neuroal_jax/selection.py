@@ -4,33 +4,96 @@ The k-th smallest score of a row is found bit by bit on the scores' binary form 
 whatever the row's length. The result equals a stable sort's, ties going to the lower index, infinities included.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+TIES_LOW, TIES_HIGH, TIES_ALL = 0, 1, 2
 
-def select_smallest(
-    scores: Float[Array, "out in"], counts: Int[Array, "out"], ties_high: Bool[Array, ""] | bool = False
-) -> Bool[Array, "out in"]:
-    """Marks the `counts[i]` smallest scores of each row i.
+# Rows of this many bytes at a time: on a CPU 32 passes over them stay in the cache, an accelerator wants width.
+_CHUNK_BYTES = {"cpu": 4 * 2**20}
+_CHUNK_BYTES_ELSEWHERE = 2**30
+
+
+class Quota(NamedTuple):
+    """How many weights of each set of competitors go, and which of equal scores go first.
+
+    Attributes:
+        pruned: Numbers: one per row, or one per group of columns where a pruner chooses over all rows.
+        ties: `TIES_LOW`: the lowest index; `TIES_HIGH`: the highest, so that what stays is what a stable descending
+            sort puts first; `TIES_ALL`: all that equal the last one chosen, beyond the number.
+    """
+
+    pruned: Int[Array, "*candidate sets"] | np.ndarray
+    ties: Int[Array, "*candidate"] | int = TIES_LOW
+
+
+def select_smallest(scores: Float[Array, "out in"], quota: Quota) -> Bool[Array, "out in"]:
+    """Marks the `quota.pruned[i]` smallest scores of each row i.
 
     Args:
         scores: fp32 scores without NaN; `-0.0` equals `0.0`.
-        counts: How many to mark, from 0 to the row's length.
-        ties_high: Among equal scores, mark the highest indices first instead of the lowest: what is left unmarked is
-            then what a stable descending sort puts first.
+        quota: How many to mark, from 0 to the row's length, and what to do about equal scores.
     """
+    counts = jnp.asarray(quota.pruned)
+    return _select(scores, counts, jnp.broadcast_to(quota.ties, counts.shape))
+
+
+@jax.custom_batching.custom_vmap
+def _select(
+    scores: Float[Array, "row in"], counts: Int[Array, "row"], ties: Int[Array, "row"]
+) -> Bool[Array, "row in"]:
+    """`select_smallest` with one rule for ties per row; batches become more rows."""
+    rows, width = scores.shape
+    limit = _CHUNK_BYTES.get(jax.default_backend(), _CHUNK_BYTES_ELSEWHERE)
+    chunk = max(1, min(rows, limit // (4 * width)))
+
+    def one_chunk(number: Int[Array, ""], chosen: Bool[Array, "row in"]) -> Bool[Array, "row in"]:
+        start = jnp.minimum(number * chunk, rows - chunk)  # the last chunk may begin inside the one before it
+        parts = [jax.lax.dynamic_slice_in_dim(array, start, chunk) for array in (scores, counts, ties)]
+        return jax.lax.dynamic_update_slice_in_dim(chosen, _select_chunk(*parts), start, 0)
+
+    if chunk == rows:
+        return _select_chunk(scores, counts, ties)
+    return jax.lax.fori_loop(0, -(-rows // chunk), one_chunk, jnp.zeros(scores.shape, bool))
+
+
+@_select.def_vmap
+def _select_batch(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
+    whole = [
+        x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+        for x, is_batched in zip(arrays, batched, strict=True)
+    ]
+    chosen = _select(*(x.reshape(-1, *x.shape[2:]) for x in whole))
+    return chosen.reshape(whole[0].shape), True
+
+
+def _select_chunk(
+    scores: Float[Array, "row in"], counts: Int[Array, "row"], ties: Int[Array, "row"]
+) -> Bool[Array, "row in"]:
     keys = _ordered_bits(scores)
     threshold = _kth_smallest(keys, counts)[:, None]
+    up_to = (keys <= threshold) & (counts > 0)[:, None]
+    several = jnp.any((jnp.sum(up_to, axis=1, dtype=jnp.int32) != counts) & (ties != TIES_ALL))
+    return jax.lax.cond(several, lambda: _break_ties(keys, threshold, counts, ties), lambda: up_to)
+
+
+def _break_ties(
+    keys: UInt[Array, "row in"], threshold: UInt[Array, "row 1"], counts: Int[Array, "row"], ties: Int[Array, "row"]
+) -> Bool[Array, "row in"]:
     below = keys < threshold
     equal = keys == threshold
     rank = jnp.cumsum(equal, axis=1, dtype=jnp.int32)  # 1 for the first of the equal ones
     wanted = (counts - jnp.sum(below, axis=1, dtype=jnp.int32))[:, None]
-    first = jnp.where(ties_high, rank[:, -1:] - wanted, 0)
+    wanted = jnp.where((ties == TIES_ALL)[:, None] & (wanted > 0), rank[:, -1:], wanted)
+    first = jnp.where((ties == TIES_HIGH)[:, None], rank[:, -1:] - wanted, 0)
     return below | (equal & (rank > first) & (rank <= first + wanted))
 
 
-def _ordered_bits(scores: Float[Array, "out in"]) -> UInt[Array, "out in"]:
+def _ordered_bits(scores: Float[Array, "row in"]) -> UInt[Array, "row in"]:
     """Unsigned integers in the order of the floats they stand for."""
     bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
     sign = jnp.uint32(0x80000000)
@@ -38,10 +101,10 @@ def _ordered_bits(scores: Float[Array, "out in"]) -> UInt[Array, "out in"]:
     return jnp.where(bits & sign, ~bits, bits | sign)
 
 
-def _kth_smallest(keys: UInt[Array, "out in"], counts: Int[Array, "out"]) -> UInt[Array, "out"]:
+def _kth_smallest(keys: UInt[Array, "row in"], counts: Int[Array, "row"]) -> UInt[Array, "row"]:
     """The largest t of each row with fewer than `counts` keys below it."""
 
-    def decide(step: Int[Array, ""], found: UInt[Array, "out"]) -> UInt[Array, "out"]:
+    def decide(step: Int[Array, ""], found: UInt[Array, "row"]) -> UInt[Array, "row"]:
         trial = found | (jnp.uint32(0x80000000) >> step.astype(jnp.uint32))
         below = jnp.sum(keys < trial[:, None], axis=1, dtype=jnp.int32)
         return jnp.where(below < counts, trial, found)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,11 +13,13 @@ from jaxtyping import Array
 
 from neuroal_jax import block_ops
 from neuroal_jax.allocation.neuroal.row_step import Differences
-from neuroal_jax.block_ops import BlockSpec, DeviceCounts, Weights
-from neuroal_jax.budget import Counts, RowCounts
+from neuroal_jax.block_ops import BlockSpec, Method, Weights
+from neuroal_jax.budget import Counts
 from neuroal_jax.checkpoint import Checkpoint
 from neuroal_jax.errors import UserError
-from neuroal_jax.pruners import PRUNERS
+from neuroal_jax.pruners import sparsegpt
+from neuroal_jax.statistics import Statistics
+from neuroal_jax.tensors import FLOAT_DTYPES
 
 Done = Callable[[int], object]  # told how many units of work are done
 
@@ -31,11 +33,23 @@ def batch_size(seqlen: int, sequences: int) -> int:
 
 
 @dataclass(frozen=True)
-class BlockMasks:
-    """Masks of one block: uint8 `[out, ceil(in / 8)]` of each linear (1 = kept), and its number of kept zeros."""
+class BlockResult:
+    """What pruning one block gives, by linear.
+
+    Attributes:
+        packed: Masks, uint8 `[out, ceil(in / 8)]`, 1 = kept.
+        kept_zeros: Number of kept weights that are zero anyway.
+        updated: The weights in the checkpoint's dtype, where the pruner changed kept ones too; else empty.
+        damping: What the Hessian of each linear's input was damped with, where there is one.
+    """
 
     packed: dict[str, np.ndarray]
     kept_zeros: dict[str, int]
+    updated: dict[str, np.ndarray]
+    damping: dict[str, float]
+
+
+Keep = Callable[[int, dict[str, np.ndarray]], dict[str, np.ndarray]]  # may move a block's updated weights elsewhere
 
 
 class Walk:
@@ -43,34 +57,36 @@ class Walk:
 
     Args:
         checkpoint: The opened model.
-        pruner: Name of the pruner.
+        method: How weights are chosen.
         dtype: Compute dtype of weights and hidden states.
         batch: Sequences per compiled call, outside of the search; see `batch_size`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, pruner: str, dtype: str, batch: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, method: Method, dtype: str, batch: int) -> None:
         family, config = checkpoint.family, checkpoint.config
         self.checkpoint = checkpoint
         self.dtype = jnp.dtype(dtype)
         self.batch = batch
         self._stem, self._head = (_graph(build, config) for build in (family.stem, family.head))
-        self.spec = BlockSpec(_graph(family.block, config), family.linears, pruner)
+        self.spec = BlockSpec(_graph(family.block, config), family.linears, method)
 
     def perplexity(
-        self, windows: np.ndarray, masks: list[BlockMasks] | None = None, done: Done = lambda n: None
+        self, windows: np.ndarray, results: list[BlockResult] | None = None, done: Done = lambda n: None
     ) -> float:
         """Token perplexity: `exp(mean over windows of mean next-token loss)`, each window on its own.
 
         Args:
             windows: Token ids `[n, tokens]`.
-            masks: Packed masks to prune with on the fly; None for the dense model.
+            results: What to prune with on the fly; None for the dense model.
             done: Told 1 after every block.
         """
         batches = self._batches(windows)
         hidden = self._embed(batches)
         for block, weights in self._blocks():
-            if masks is not None:
-                weights = block_ops.apply_masks(tuple(weights.linears), weights, masks[block].packed)
+            if results is not None and results[block].updated:
+                weights = Weights(self._put(results[block].updated), weights.rest)
+            elif results is not None:
+                weights = block_ops.apply_masks(tuple(weights.linears), weights, results[block].packed)
             hidden = [block_ops.run(self.spec, weights, h) for h in hidden]
             jax.block_until_ready(hidden)
             done(1)
@@ -80,7 +96,7 @@ class Walk:
         ]
         loss = float(np.concatenate(losses)[: len(windows)].mean(dtype=np.float64))
         if not np.isfinite(loss):
-            state = "dense" if masks is None else "pruned"
+            state = "dense" if results is None else "pruned"
             raise UserError(f"the {state} model's loss is {loss} in {self.dtype}: try --dtype float32")
         return float(np.exp(loss))
 
@@ -102,9 +118,11 @@ class Walk:
         for block, weights in self._blocks():
             for index, group in enumerate(groups):
                 padded = group + [group[-1]] * (batch - len(group))
-                counts = _stacked([candidate[block] for candidate in padded])
-                hidden[index], per_linear = block_ops.search(self.spec, weights, hidden[index], counts)
-                per_linear = np.asarray(per_linear, dtype=np.float64)
+                counts = jax.tree.map(lambda *leaves: np.stack(leaves), *(candidate[block] for candidate in padded))
+                aligned = block_ops.search(self.spec, weights, hidden[index], counts)
+                hidden[index] = aligned.hidden
+                self._check_damping(block, aligned.damping)
+                per_linear = np.asarray(aligned.scores, dtype=np.float64)
                 self._check_finite(block, per_linear.sum(axis=0))
                 scores[index] += per_linear.sum(axis=1)
                 done(len(group))
@@ -115,7 +133,8 @@ class Walk:
         hidden = self._embed([windows])[0]
         score, differences = 0.0, []
         for block, weights in self._blocks():
-            aligned = block_ops.align(self.spec, weights, hidden, _on_device(counts[block]))
+            aligned = block_ops.align(self.spec, weights, hidden, counts[block])
+            self._check_damping(block, aligned.damping)
             hidden = aligned.hidden
             per_linear = np.asarray(aligned.scores, dtype=np.float64)
             self._check_finite(block, per_linear)
@@ -124,30 +143,101 @@ class Walk:
             done(1)
         return score, differences
 
-    def prune(self, windows: np.ndarray, counts: Counts, done: Done = lambda n: None) -> list[BlockMasks]:
+    def prune(
+        self,
+        windows: np.ndarray,
+        counts: Counts,
+        done: Done = lambda n: None,
+        keep: Keep = lambda block, updated: updated,
+    ) -> list[BlockResult]:
         """Prunes block by block, each on statistics of the pruned blocks before it.
 
         Args:
             windows: Token ids `[n, tokens]`: the calibration set.
-            counts: How many weights go in every row.
+            counts: How many weights go in every row or group.
+            done: Told 1 after every block.
+            keep: Given the updated weights of every block; what it returns stands in the result.
+        """
+        hidden = self._embed(self._batches(windows)) if self.spec.method.needs else []
+        results: list[BlockResult] = []
+        for block, weights in self._blocks():
+            statistics = self._statistics(block, weights, hidden, len(windows))
+            pruned = block_ops.prune(self.spec, weights, statistics, counts[block])
+            self._check_damping(block, pruned.damping)
+            result = self._result(block, pruned)
+            if self.spec.method.pruner.updates_weights:
+                pruned = pruned._replace(weights=Weights(self._put(result.updated), weights.rest))
+                result = replace(result, updated=keep(block, result.updated))
+            results.append(result)
+            if block + 1 < self.checkpoint.num_blocks:  # no one reads the last block's output
+                hidden = [block_ops.run(self.spec, pruned.weights, h) for h in hidden]
+            done(1)
+        return results
+
+    def outliers(self, windows: np.ndarray, multiple: float, done: Done = lambda n: None) -> list[float]:
+        """OWL's outlier ratio of every block of the dense model, in percent.
+
+        Args:
+            windows: Token ids `[n, tokens]`: the calibration set.
+            multiple: M: what exceeds M times the block's mean Wanda score is an outlier.
             done: Told 1 after every block.
         """
-        needs_statistics = PRUNERS[self.spec.pruner].needs_statistics
-        hidden = self._embed(self._batches(windows)) if needs_statistics else []
-        masks: list[BlockMasks] = []
+        hidden = self._embed(self._batches(windows))
+        shares = []
         for block, weights in self._blocks():
-            sums = [block_ops.input_sums(self.spec, weights, h) for h in hidden]
-            totals = (
-                {name: jnp.concatenate([s[name] for s in sums])[: len(windows)] for name in sums[0]} if sums else {}
-            )
+            parts = []
+            for index, h in enumerate(hidden):
+                hidden[index], squares = block_ops.observe(self.spec, weights, h)
+                parts.append(squares)
+            totals = {name: jnp.concatenate([part[name] for part in parts])[: len(windows)] for name in parts[0]}
             self._check_sums(block, totals)
-            pruned, packed, zeros = block_ops.prune(self.spec, weights, totals, _on_device(counts[block]))
-            kept_zeros = {name: int(n) for name, n in zeros.items()}
-            masks.append(BlockMasks({name: np.asarray(bits) for name, bits in packed.items()}, kept_zeros))
-            if block + 1 < self.checkpoint.num_blocks:  # no one reads the last block's output
-                hidden = [block_ops.run(self.spec, pruned, h) for h in hidden]
+            shares.append(100 * float(block_ops.outlier_share(self.spec, weights, totals, multiple)))
             done(1)
-        return masks
+        return shares
+
+    def spectra(self) -> Iterator[dict[str, np.ndarray]]:
+        """For every block, each linear's eigenvalues of `W^T W`, ascending (fp32)."""
+        for _, weights in self._blocks():
+            yield {name: np.asarray(block_ops.spectrum(weight)) for name, weight in weights.linears.items()}
+
+    def _statistics(self, block: int, weights: Weights, hidden: list[Array], sequences: int) -> dict[str, Statistics]:
+        """What the method needs of every input, over the first `sequences` sequences of the batches `hidden`."""
+        if not hidden:
+            return {}
+        inputs = {linear.reads: weights.linears[linear.name].shape[1] for linear in self.spec.linears}
+        wants_hessian = "hessian" in self.spec.method.needs
+        hessians = {name: jnp.zeros((width, width)) for name, width in inputs.items()} if wants_hessian else {}
+        parts = []
+        for number, h in enumerate(hidden):
+            first = number * self.batch
+            part, hessians = block_ops.input_statistics(self.spec, weights, h, hessians, first, sequences)
+            parts.append(part)
+        found = {
+            name: jax.tree.map(lambda *of_batches: jnp.concatenate(of_batches)[:sequences], *(p[name] for p in parts))
+            for name in inputs
+        }
+        found = {name: of_input._replace(hessian=hessians.get(name)) for name, of_input in found.items()}
+        self._check_sums(block, {name: jax.tree.leaves(of_input)[0] for name, of_input in found.items()})
+        return found
+
+    def _result(self, block: int, pruned: block_ops.PrunedBlock) -> BlockResult:
+        """Moves a pruned block to the host; updated weights in the dtype in which they will be stored."""
+        packed = {name: np.asarray(bits) for name, bits in pruned.packed.items()}
+        kept_zeros = {name: int(n) for name, n in pruned.kept_zeros.items()}
+        damping = {
+            linear.name: sparsegpt.DAMPING[int(pruned.damping[linear.reads])]
+            for linear in self.spec.linears
+            if linear.reads in pruned.damping
+        }
+        updated = {}
+        if self.spec.method.pruner.updates_weights:
+            infos = self.checkpoint.source.infos
+            for name, weight in pruned.weights.linears.items():
+                stored = FLOAT_DTYPES[infos[self.checkpoint.linear_name(block, name)].dtype]
+                updated[name] = np.asarray(weight).astype(stored)
+                lost = weight.size - int(np.bitwise_count(packed[name]).sum())
+                kept_zeros[name] = int(np.count_nonzero(updated[name] == 0)) - lost
+        return BlockResult(packed, kept_zeros, updated, damping)
 
     def _blocks(self) -> Iterator[tuple[int, Weights]]:
         """All blocks in order, on the device; the next one is read while the caller works on this one."""
@@ -188,28 +278,22 @@ class Walk:
                 f"block {block}: the activations of {bad[0]} are not finite in {self.dtype}: try --dtype float32"
             )
 
+    def _check_damping(self, block: int, levels: dict[str, Array]) -> None:
+        """Raises UserError where no damping made a Hessian's factor finite."""
+        for name, level in levels.items():
+            if np.any(np.asarray(level) >= len(sparsegpt.DAMPING)):
+                raise UserError(
+                    f"block {block}: the Hessian of {name} has no finite Cholesky factor, even with a damping of "
+                    f"{sparsegpt.DAMPING[-1]} times its mean diagonal: use other calibration text, or --pruner wanda"
+                )
+
     def _check_sums(self, block: int, sums: dict[str, Array]) -> None:
         if sums:
-            self._check_finite(block, np.array([np.asarray(sums[linear.reads]).sum() for linear in self.spec.linears]))
+            self._check_finite(block, np.array([float(jnp.sum(sums[linear.reads])) for linear in self.spec.linears]))
 
 
 def _graph(build: Callable[[Any, nnx.Rngs], nnx.Module], config: Any) -> nnx.GraphDef:
     return nnx.graphdef(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))
-
-
-def _on_device(counts: dict[str, RowCounts]) -> dict[str, DeviceCounts]:
-    return {name: DeviceCounts(jnp.asarray(rows.pruned), jnp.asarray(rows.ties_high)) for name, rows in counts.items()}
-
-
-def _stacked(candidates: list[dict[str, RowCounts]]) -> dict[str, DeviceCounts]:
-    """Counts of several candidates with a leading candidate axis."""
-    return {
-        name: DeviceCounts(
-            jnp.asarray(np.stack([candidate[name].pruned for candidate in candidates])),
-            jnp.asarray(np.array([candidate[name].ties_high for candidate in candidates])),
-        )
-        for name in candidates[0]
-    }
 
 
 def candidates_together(sizes: list[int], limit: int) -> int:

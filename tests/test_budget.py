@@ -7,11 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neuroal_jax import UserError
 from neuroal_jax.allocation import Allocation, mean_sparsity, uniform
-from neuroal_jax.budget import count, exact_counts, fit_mean, largest_remainder, reference_counts, zeros_of
+from neuroal_jax.budget import count, exact_counts, fit_mean, largest_remainder, reference_counts
+from neuroal_jax.selection import TIES_ALL, TIES_HIGH, TIES_LOW
 
 SHAPES = {"a": (6, 5), "b": (3, 17)}
 SPARSITIES = [0.1, 0.5, 0.6, 0.7, 0.8, 0.95]
+
+
+def zeros_of(counts):
+    return sum(int(quota.pruned.sum()) for block in counts for quota in block.values())
 
 
 def random_allocation(seed, blocks=4):
@@ -93,13 +99,51 @@ def test_fit_mean_shifts_and_clips(sparsity):
 def test_reference_rounds_each_row_down():
     counts = reference_counts(Allocation("x", ({"a": 0.7, "b": np.array([0.25, 0.5, 0.9])},)), SHAPES)
     assert counts[0]["a"].pruned.tolist() == [3] * 6  # int(5 * 0.7)
-    assert not counts[0]["a"].ties_high
+    assert counts[0]["a"].ties == TIES_LOW
     # kept: int(float32(0.75) * 17) = 12, int(8.5) = 8, int(float32(0.1) * 17) = 1
     assert counts[0]["b"].pruned.tolist() == [5, 9, 16]
-    assert counts[0]["b"].ties_high
+    assert counts[0]["b"].ties == TIES_HIGH
 
 
 def test_count_chooses_the_budget():
     allocation = uniform(0.7, list(SHAPES), 2)
     assert zeros_of(count(allocation, SHAPES, "exact", 0.7)) == 113
     assert zeros_of(count(allocation, SHAPES, "reference", 0.7)) == 2 * (6 * 3 + 3 * 11)
+
+
+@pytest.mark.parametrize("sparsity", [*SPARSITIES, 0.001, 0.999])
+@pytest.mark.parametrize("group", [1, 4, 5, 128])
+def test_exact_total_in_groups(sparsity, group):
+    counts = exact_counts(random_allocation(0), SHAPES, sparsity, group)
+    assert zeros_of(counts) == round(sparsity * 4 * (30 + 51))
+    for block in counts:
+        for linear, quota in block.items():
+            out, width = SHAPES[linear]
+            sizes = [out * min(group, width - start) for start in range(0, width, group)]
+            assert (quota.pruned <= sizes).all()
+            assert quota.pruned.min() >= 0
+            # In proportion: no group is more than one weight from its share.
+            assert np.abs(quota.pruned - np.array(sizes) * quota.pruned.sum() / (out * width)).max() < 1
+
+
+def test_reference_groups_include_the_score_at_the_threshold():
+    counts = reference_counts(Allocation("x", ({"a": 0.5, "b": 0.7},)), SHAPES, 4)
+    assert counts[0]["a"].pruned.tolist() == [int(24 * 0.5) + 1, int(6 * 0.5) + 1]
+    assert counts[0]["b"].pruned.tolist() == [int(12 * 0.7) + 1] * 4 + [int(3 * 0.7) + 1]
+    assert counts[0]["a"].ties == TIES_ALL
+
+
+def test_reference_groups_refuse_what_the_released_code_fails_on():
+    with pytest.raises(UserError, match=r"sparsity of 1\.0420 .*--budget exact"):
+        reference_counts(Allocation("alpha", ({"a": 1.042, "b": 0.5},)), SHAPES, 4)
+
+
+def test_reference_rows_of_more_than_everything_lose_everything():
+    counts = reference_counts(Allocation("alpha", ({"a": 1.042, "b": 0.5},)), SHAPES)
+    assert counts[0]["a"].pruned.tolist() == [5] * 6
+
+
+def test_fit_mean_brings_numbers_above_one_back():
+    fitted = fit_mean(Allocation("alpha", ({"a": 1.3, "b": 0.5},)), SHAPES, 0.6)
+    assert mean_sparsity(fitted, SHAPES) == pytest.approx(0.6, abs=1e-9)
+    assert fitted.blocks[0]["a"] <= 1

@@ -71,6 +71,11 @@ REFUSED = [
         for name in ("block_lambdas", "row_lambdas")
         for value in ("", " , ", [], (), -0.1, "0.1,-0.1", 0.51, "0.1 0.51", "nan", ["x"], "0.1;0.2", None, True, {})
     ],
+    *[(name, value) for name in ("owl_m", "dsnot_threshold") for value in (-1, "nan", "inf", None, "x", True)],
+    *[(name, value) for name in ("owl_lambda",) for value in (-0.1, 0.51, "nan", None)],
+    *[(name, value) for name in ("alpha_epsilon",) for value in (-0.1, 1.1, "nan", None)],
+    *[(name, value) for name in ("dsnot_cycles", "sparsegpt_group") for value in (*WHOLE, 0)],
+    *[("refine", value) for value in ("dsnots", "", None)],
     *[(name, value) for name in ("dry_run", "overwrite") for value in ("true", 1, 0, None, [])],
     *[(name, value) for name in ("model", "calib", "eval", "allocation") for value in ("", None, 5, ["x"], "a\0b")],
     *[(name, value) for name in ("out", "save_model") for value in ("", 5, ["x"], True, "a\0b", DATE)],
@@ -178,14 +183,28 @@ def read(path, text, *flags):
     return parse_arguments(["--config", str(path), *flags])
 
 
-def test_every_option_is_a_flag_and_a_yaml_key(tmp_path):
+METHODS = [
+    {
+        "allocation": "owl",
+        "owl_m": 4.0,
+        "owl_lambda": 0.1,
+        "refine": "dsnot",
+        "dsnot_cycles": 9,
+        "dsnot_threshold": 0.5,
+    },
+    {"allocation": "alpha", "alpha_epsilon": 0.2, "pruner": "sparsegpt", "sparsegpt_group": 64},
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["owl, dsnot", "alpha, sparsegpt"])
+def test_every_option_is_a_flag_and_a_yaml_key(tmp_path, method):
     options = {
-        "model": "a", "sparsity": 0.25, "pruner": "magnitude", "allocation": "uniform", "step": "row",
+        "model": "a", "sparsity": 0.25, "pruner": "magnitude", "allocation": "uniform", "step": "block",
         "block_lambdas": (0.1, 0.2), "row_lambdas": (0.3,), "candidate_batch": 3, "budget": "reference",
         "calib": "c.txt", "nsamples": 5, "search_samples": 2, "seqlen": 7, "seed": 9, "eval": "none",
-        "dtype": "float16", "out": "b", "save_model": "c", "dry_run": True, "overwrite": True,
+        "dtype": "float16", "out": "b", "save_model": "c", "dry_run": True, "overwrite": True, **method,
     }  # fmt: skip
-    assert set(options) == set(PruneConfig.__dataclass_fields__)
+    assert set(options) | set().union(*METHODS) == set(PruneConfig.__dataclass_fields__)
     expected = PruneConfig(**options)
     flags = []
     for name, value in options.items():
@@ -305,6 +324,15 @@ BAD_RUNS = {
     "a long allocation": ({"allocation": LONG}, "is unknown"),
     "a long output": ({"out": f"ROOT/{LONG}"}, "--out"),
     "a long saved model": ({"save_model": f"ROOT/{LONG}"}, "--save-model"),
+    "sparsegpt and dsnot": ({"pruner": "sparsegpt", "refine": "dsnot"}, "would count twice"),
+    "sparsegpt and rows": (
+        {"pruner": "sparsegpt", "step": "row", "allocation": "neuroal"},
+        "--step row does not go with",
+    ),
+    "an option of another allocation": ({"owl_m": "3"}, "--owl-m 3.0 has no effect without --allocation owl"),
+    "an option of no refinement": ({"dsnot_cycles": "3"}, "has no effect without --refine dsnot"),
+    "an option of another pruner": ({"sparsegpt_group": "64"}, "has no effect without --pruner sparsegpt"),
+    "an implied saved model in place of the model": ({"pruner": "sparsegpt", "out": "ROOT"}, "are the same directory"),
     "the home of nobody": ({"model": "~nobody-at-all/m"}, "--model"),
     "a model with a line break": ({"model": "a\nb\u2028c"}, "--model a b c: no such directory"),
     "a model that is a URL": ({"model": "https://huggingface.co/a/b"}, "not a Hugging Face model id"),

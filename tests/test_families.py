@@ -1,6 +1,7 @@
 """Every family against transformers: logits, every block's hidden states, and every tensor there and back."""
 
 import json
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from flax import nnx
 
 from neuroal_jax import PruneConfig, UserError, load_model, prune
 from neuroal_jax.checkpoint import open_checkpoint
+from neuroal_jax.config import ALLOCATIONS, PRUNERS, REFINEMENTS
+from neuroal_jax.masks import check_pruned
 from neuroal_jax.models.family import expand
 
 LLAMA3_ROPE = {
@@ -179,6 +182,38 @@ def test_every_family_prunes_saves_and_verifies(make_llama, tokens, tmp_path, fa
     from transformers import AutoModelForCausalLM
 
     apply_masks(AutoModelForCausalLM.from_pretrained(model), masks)
+
+
+# Every pruner, allocation and refinement, each with several of the others; all combinations for Llama.
+COMBINATIONS = [
+    ("sparsegpt", "neuroal", "none"),
+    ("wanda", "owl", "dsnot"),
+    ("multiflow", "alpha", "none"),
+    ("magnitude", "neuroal", "dsnot"),
+    ("sparsegpt", "owl", "none"),
+]
+EVERY = [
+    combination
+    for combination in product(PRUNERS, ALLOCATIONS, REFINEMENTS)
+    if (combination[0], combination[2]) != ("sparsegpt", "dsnot")
+]
+
+
+@pytest.mark.parametrize("family", ONE_OF_EACH)
+def test_every_pruner_allocation_and_refinement_hits_the_exact_budget(make_llama, tokens, tmp_path, family):
+    model = make_llama(family=family, **ONE_OF_EACH[family])
+    for pruner, allocation, refine in EVERY if family == "Llama" else COMBINATIONS:
+        out = tmp_path / f"{pruner}-{allocation}-{refine}"
+        result = prune(
+            PruneConfig(
+                model=str(model), sparsity=0.6, pruner=pruner, allocation=allocation, refine=refine, out=str(out),
+                calib=str(tokens), eval="none", block_lambdas=(0.05, 0.2), row_lambdas=(0.1,),
+            )
+        )  # fmt: skip
+        sparsity = result.manifest["sparsity"]
+        assert sparsity["zeros"] == round(0.6 * sparsity["prunable"]) == result.masks.zeros(), out.name
+        if pruner == "sparsegpt":
+            check_pruned(result.masks, open_checkpoint(str(out / "model")).source, "the saved model")
 
 
 REFUSED = {

@@ -14,63 +14,95 @@ TOKENS = {
     "tiny-phi": "bpe-dev.npz",
     "tiny-mistral": "bpe-dev.npz",
 }
-PRUNERS, TOP_UPS = ("magnitude", "wanda", "multiflow"), ("uniform", "neuroal")
 
 
 def cases():
-    """Every recorded case that this version can run."""
+    """Every recorded case of pruning."""
     found = []
     for model in TOKENS:
         path = DATA / "goldens" / model / "cases.json"
         for case in json.loads(path.read_text()) if path.is_file() else []:
-            if case["method"] in PRUNERS and case.get("top_up") in TOP_UPS:
+            if case["method"] != "dense":
                 name = case["masks"].removesuffix(".npz")
                 found.append(pytest.param(case, id=f"{model}-{name}"))
     return found or [pytest.param(None, id="none")]
 
 
-def check_scores(scores, expected, model):
+def check_scores(scores, expected, case):
     """All within 1e-5; on the undertrained models one candidate of a step may differ by up to 1e-3.
 
     There a single row can sit on a rounding boundary of `int(float32(1 - s) * in)`, or a pair of Wanda scores be closer
-    than fp32 tells apart, and one weight more or less moves that candidate's score by some 1e-5 to 1e-4.
+    than fp32 tells apart, and one weight more or less moves that candidate's score by some 1e-5 to 1e-4. With SparseGPT
+    a weight that falls on the other side of the threshold changes all that come after it: some candidates differ by up
+    to 1e-2.
     """
     assert len(scores) == len(expected)
     errors = np.abs(np.array(scores) / np.array(expected) - 1)
-    assert (errors > 1e-5).sum() <= (model != "stories260k")
-    assert errors.max(initial=0) < 1e-3
+    if case["method"] == "sparsegpt":
+        assert errors.max(initial=0) < 2e-2
+        assert not scores or np.median(errors) < 1e-3
+    else:
+        assert (errors > 1e-5).sum() <= (case["model"] != "stories260k")
+        assert errors.max(initial=0) < 1e-3
 
 
-@pytest.mark.parametrize("case", cases())
-def test_reference_run_equals_the_released_code(data, tmp_path, case):
+def check_allocation(allocation, expected):
+    """Every linear within 1e-5; the record has the mean, least and largest row where rows differ."""
+    for key, value in expected.items():
+        linear, block = key.rsplit("-", 1)
+        rows = np.atleast_1d(allocation.blocks[int(block)][linear])
+        recorded = value if isinstance(value, dict) else dict.fromkeys(("mean", "min", "max"), value)
+        found = {"mean": rows.mean(), "min": rows.min(), "max": rows.max()}
+        assert found == pytest.approx(recorded, abs=1e-5), key
+
+
+def reference_run(case, data, out, **options):
     tokens = data / "tokens" / TOKENS[case["model"]]
+    dsnot = {"refine": "dsnot", "dsnot_cycles": 20} if case["top_up"] == "dsnot" else {}
     config = neuroal_jax.PruneConfig(
         model=str(data / "models" / case["model"]),
-        out=str(tmp_path / "out"),
+        out=str(out),
         sparsity=case["sparsity"],
         pruner=case["method"],
-        allocation=case["top_up"],
+        allocation="uniform" if dsnot else case["top_up"],
         step=case["step"] or "both",
         budget="reference",
         calib=str(tokens),
         eval=str(tokens),
         nsamples=16,
+        **{**dsnot, **options},
     )
-    result = neuroal_jax.prune(config)
-    manifest = result.manifest
-    if case["top_up"] == "neuroal":
-        assert manifest["lambda_block"] == case["lambda_block"]
-        assert manifest["lambda_row"] == case["lambda_row"]
-        check_scores(manifest["scores"]["block"], case["scores_block"], case["model"])
-        check_scores(manifest["scores"]["row"], case["scores_row"], case["model"])
-    assert manifest["token_ppl"]["pruned"] == pytest.approx(case["token_ppl"], rel=1e-3)
-    golden = np.load(data / "goldens" / case["model"] / case["masks"])
+    return neuroal_jax.prune(config)
+
+
+def wrong_bits(result, golden):
+    """The share of mask bits that differ."""
     wrong = total = 0
     for name, packed in result.masks.packed.items():
         block, linear = name.split("layers.")[1].removesuffix(".weight").split(".", 1)
         wrong += int(np.bitwise_count(packed ^ golden[f"{block}.{linear}"]).sum())
         total += len(packed) * result.masks.widths[name]
-    assert wrong <= 1e-4 * total
+    return wrong / total
+
+
+@pytest.mark.parametrize("case", cases())
+def test_reference_run_equals_the_released_code(data, tmp_path, case):
+    result = reference_run(case, data, tmp_path / "out")
+    manifest, chaotic = result.manifest, case["method"] == "sparsegpt" and case["model"] != "stories260k"
+    check_scores(manifest["scores"]["block"], case["scores_block"], case)
+    check_scores(manifest["scores"]["row"], case["scores_row"], case)
+    if chaotic and manifest["lambda_block"] != case["lambda_block"]:
+        # Two candidates closer than that noise: ours must be as good by the record. Then prune with the recorded one.
+        ours = case["scores_block"][int(np.argmin(manifest["scores"]["block"]))]
+        assert ours < 1.005 * min(case["scores_block"])
+        result = reference_run(case, data, tmp_path / "again", block_lambdas=(case["lambda_block"],))
+    assert result.manifest["lambda_block"] == case["lambda_block"]
+    assert result.manifest["lambda_row"] == case["lambda_row"]
+    check_allocation(result.allocation, case["allocation"])
+    tolerance = 1e-2 if case["method"] == "sparsegpt" else 1e-3
+    assert result.manifest["token_ppl"]["pruned"] == pytest.approx(case["token_ppl"], rel=tolerance)
+    golden = np.load(data / "goldens" / case["model"] / case["masks"])
+    assert wrong_bits(result, golden) <= (4e-3 if chaotic else 1e-4)
 
 
 @pytest.mark.parametrize("model", TOKENS)

@@ -8,6 +8,7 @@ from neuroal_jax.allocation.neuroal import block_step, row_step
 from neuroal_jax.allocation.neuroal.alignment import alignment
 from neuroal_jax.allocation.neuroal.search import lambdas_for, search, work_units
 from neuroal_jax.allocation.spread import spread
+from neuroal_jax.block_ops import Method
 from neuroal_jax.budget import count
 from neuroal_jax.checkpoint import open_checkpoint
 from neuroal_jax.models import llama as llama_family
@@ -221,7 +222,7 @@ def test_search_equals_an_independent_restatement(make_llama, tokens, options):
     checkpoint = open_checkpoint(str(directory))
     shapes, s = checkpoint.linear_shapes(), 0.6
     windows = np.load(tokens)["calibration"].astype(np.int32)
-    walk = Walk(checkpoint, "wanda", "float32", 4)
+    walk = Walk(checkpoint, Method("wanda"), "float32", 4)
     lambdas = lambdas_for("both", (0.02, 0.1, 0.2), (0.0, 0.1, 0.25), s)
     found = search(walk, windows, s, lambdas, "exact", 2, lambda n: None)
 

@@ -10,7 +10,7 @@ import pytest
 import neuroal_jax
 from neuroal_jax import block_ops
 from neuroal_jax.checkpoint import open_checkpoint
-from neuroal_jax.masks import load_masks, read_masks
+from neuroal_jax.masks import check_pruned, load_masks, read_masks
 
 RUN = {"seqlen": 16, "block_lambdas": "0.05,0.2", "row_lambdas": "0.0,0.1,0.2"}
 
@@ -129,7 +129,7 @@ def test_each_walk_function_is_traced_once(make_llama, tokens, tmp_path, blocks,
     jax.clear_caches()
     model = make_llama(num_hidden_layers=blocks)
     result = run(model, tokens, tmp_path / "out", block_lambdas=lambdas, row_lambdas=lambdas, candidate_batch=2)
-    walks = {"embed", "run", "input_sums", "prune", "apply_masks", "search", "align", "window_losses"}
+    walks = {"embed", "run", "input_statistics", "prune", "apply_masks", "search", "align", "window_losses"}
     traces = result.manifest["traces"]
     assert set(traces) == walks
     # The stem sees two shapes, the search's batch and the walk's; everything that walks the blocks sees one.
@@ -260,7 +260,158 @@ def test_trace_counter_counts(llama):
     checkpoint = open_checkpoint(str(llama))
     from neuroal_jax.walk import Walk
 
-    walk = Walk(checkpoint, "wanda", "float32", 1)
+    walk = Walk(checkpoint, block_ops.Method("wanda"), "float32", 1)
     for _ in range(2):
         walk.perplexity(np.zeros((1, 11), np.int32))
     assert block_ops.trace_counts["embed"] == before + 1
+
+
+@pytest.fixture(scope="module")
+def sparsegpt(llama, tokens, tmp_path_factory):
+    """One run with SparseGPT, which saves its model without being asked."""
+    root = tmp_path_factory.mktemp("sparsegpt")
+    return run(llama, tokens, root / "out", pruner="sparsegpt", sparsegpt_group=24), root / "out"
+
+
+def test_sparsegpt_saves_the_model_that_it_measured(sparsegpt, llama, tokens):
+    from convert.masks_to_torch import verify
+    from eval.perplexity import torch_perplexity
+
+    result, out = sparsegpt
+    assert sorted(path.name for path in out.iterdir()) == [
+        "allocation.json",
+        "manifest.json",
+        "masks.safetensors",
+        "model",
+    ]
+    assert result.manifest["options"]["save_model"] == str(out / "model")
+    verify(str(out / "model"), out / "masks.safetensors")
+    windows = np.load(tokens)["evaluation"]
+    measured = torch_perplexity(str(out / "model"), windows, "float32")
+    assert measured == pytest.approx(result.manifest["token_ppl"]["pruned"], rel=1e-4)
+    masks, source, saved = (
+        load_masks(out / "masks.safetensors"),
+        open_checkpoint(str(llama)),
+        open_checkpoint(str(out / "model")),
+    )
+    changed = [(saved.read(name) != source.read(name))[mask].mean() for name, mask in masks.items()]
+    assert min(changed) > 0.2
+
+
+def test_sparsegpt_searches_the_block_step_only_and_says_so(llama, tokens, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "neuroal_jax"):
+        result = run(llama, tokens, tmp_path / "out", pruner="sparsegpt", eval="none")
+    assert "searches its block step only" in caplog.text
+    assert result.manifest["options"]["step"] == "block"
+    assert (len(result.manifest["scores"]["block"]), result.manifest["scores"]["row"]) == (2, [])
+    assert result.manifest["lambda_row"] is None
+
+
+def test_the_manifest_records_every_damping(sparsegpt, llama):
+    linears = list(open_checkpoint(str(llama)).linear_shapes())
+    assert sparsegpt[0].manifest["damping"] == [dict.fromkeys(linears, 0.01)] * 3
+
+
+def test_a_hessian_that_needs_more_damping_is_recorded_and_told(llama, tokens, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("neuroal_jax.pruners.sparsegpt.DAMPING", (-1.0, 0.3))
+    jax.clear_caches()
+    with caplog.at_level(logging.INFO, "neuroal_jax"):
+        result = run(llama, tokens, tmp_path / "out", pruner="sparsegpt", allocation="uniform", eval="none")
+    assert {value for block in result.manifest["damping"] for value in block.values()} == {0.3}
+    assert "21 of 21 linears took more than the damping" in caplog.text
+    monkeypatch.setattr("neuroal_jax.pruners.sparsegpt.DAMPING", (-1.0,))
+    for allocation in ("uniform", "neuroal"):
+        jax.clear_caches()
+        with pytest.raises(neuroal_jax.UserError, match=r"block 0: the Hessian of attention_input has no finite"):
+            run(llama, tokens, tmp_path / "bad", pruner="sparsegpt", allocation=allocation, eval="none")
+    assert not (tmp_path / "bad").exists()
+    jax.clear_caches()
+
+
+def test_masks_of_sparsegpt_cannot_be_applied_to_the_dense_model(sparsegpt, llama, tmp_path):
+    from convert.masks_to_torch import save_pruned
+
+    with pytest.raises(neuroal_jax.UserError, match="SparseGPT changed the kept weights too"):
+        save_pruned(str(llama), sparsegpt[1] / "masks.safetensors", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_sparsegpt_keeps_the_dtype_of_the_checkpoint(make_llama, tokens, tmp_path):
+    model = make_llama(dtype="bfloat16")
+    result = run(model, tokens, tmp_path / "out", pruner="sparsegpt", allocation="uniform", dtype="float32")
+    saved = open_checkpoint(str(tmp_path / "out" / "model"))
+    assert saved.dtype == "bfloat16"
+    check_pruned(result.masks, saved.source, "saved")
+    from neuroal_jax.block_ops import Method
+    from neuroal_jax.walk import Walk
+
+    ids = np.load(tokens)["evaluation"]
+    measured = Walk(saved, Method("magnitude"), "float32", len(ids)).perplexity(ids)
+    assert measured == pytest.approx(result.manifest["token_ppl"]["pruned"], rel=1e-5)
+
+
+def test_sparsegpt_does_not_depend_on_batches(llama, tokens, tmp_path, monkeypatch, sparsegpt):
+    monkeypatch.setattr(
+        "neuroal_jax.walk._BATCH_TOKENS", 64
+    )  # 4 sequences at a time, of 6: the last batch is filled up
+    again = run(llama, tokens, tmp_path / "out", pruner="sparsegpt", sparsegpt_group=24)
+    for name, packed in sparsegpt[0].masks.packed.items():
+        np.testing.assert_array_equal(again.masks.packed[name], packed)
+
+
+def test_an_allocation_that_lists_rows_is_not_for_sparsegpt(llama, tokens, tmp_path, finished, sparsegpt):
+    rows, blocks = (str(place / "allocation.json") for place in (finished[1] / "out", sparsegpt[1]))
+    with pytest.raises(neuroal_jax.UserError, match="lists rows, but --pruner sparsegpt"):
+        run(llama, tokens, tmp_path / "out", pruner="sparsegpt", allocation=rows)
+    again = run(llama, tokens, tmp_path / "out", pruner="sparsegpt", allocation=blocks, sparsegpt_group=24, eval="none")
+    for name, packed in sparsegpt[0].masks.packed.items():
+        np.testing.assert_array_equal(again.masks.packed[name], packed)
+
+
+@pytest.mark.parametrize(("allocation", "measured"), [("owl", "outliers"), ("alpha", "alphas")])
+def test_the_manifest_tells_what_an_allocation_rests_on(llama, tokens, tmp_path, allocation, measured):
+    options = {"owl_m": 2.5} if allocation == "owl" else {}
+    result = run(llama, tokens, tmp_path / "out", allocation=allocation, eval="none", refine="dsnot", **options)
+    values = result.manifest["measured"][measured]
+    sparsities = [block["mlp.up_proj"] for block in result.allocation.blocks]
+    order = np.argsort(values) if allocation == "alpha" else np.argsort(values)[::-1]
+    assert np.argsort(sparsities).tolist() == order.tolist()
+    assert read_masks(tmp_path / "out" / "masks.safetensors").metadata["method"] == f"wanda + {allocation} + dsnot"
+    again = run(
+        llama,
+        tokens,
+        tmp_path / "again",
+        allocation=str(tmp_path / "out" / "allocation.json"),
+        eval="none",
+        refine="dsnot",
+    )
+    for name, packed in result.masks.packed.items():
+        np.testing.assert_array_equal(again.masks.packed[name], packed)
+
+
+def test_an_allocation_of_alpha_above_one_can_be_read_back(llama, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr("neuroal_jax.pipeline.alpha.block_alphas", lambda spectra: [len(list(spectra)) - 2.0, 3.0, 2.0])
+    options = {"sparsity": 0.8, "budget": "reference", "eval": "none"}
+    first = run(llama, tokens, tmp_path / "out", allocation="alpha", **options)
+    assert max(block["mlp.up_proj"] for block in first.allocation.blocks) > 1
+    again = run(llama, tokens, tmp_path / "again", allocation=str(tmp_path / "out" / "allocation.json"), **options)
+    for name, packed in first.masks.packed.items():
+        np.testing.assert_array_equal(again.masks.packed[name], packed)
+    with pytest.raises(neuroal_jax.UserError, match="released code fails there"):
+        run(llama, tokens, tmp_path / "x", allocation="alpha", pruner="sparsegpt", **options)
+    exact = run(llama, tokens, tmp_path / "y", allocation="alpha", pruner="sparsegpt", sparsity=0.8, eval="none")
+    assert max(block["mlp.up_proj"] for block in exact.allocation.blocks) <= 0.99
+    assert exact.manifest["sparsity"]["zeros"] == round(0.8 * exact.manifest["sparsity"]["prunable"])
+
+
+def test_dsnot_changes_the_attention_only(llama, tokens, tmp_path):
+    plain = run(llama, tokens, tmp_path / "plain", allocation="uniform", eval="none")
+    refined = run(
+        llama, tokens, tmp_path / "refined", allocation="uniform", eval="none", refine="dsnot", dsnot_threshold=0
+    )
+    first = {name: bits for name, bits in plain.masks.packed.items() if "layers.0." in name}
+    changed = {name for name, bits in first.items() if (refined.masks.packed[name] != bits).any()}
+    assert changed
+    assert all("self_attn" in name for name in changed)
+    for name in plain.masks.packed:
+        np.testing.assert_array_equal(refined.masks.mask(name).sum(axis=1), plain.masks.mask(name).sum(axis=1))

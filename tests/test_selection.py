@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from neuroal_jax.selection import select_smallest
+from neuroal_jax.selection import TIES_ALL, TIES_HIGH, TIES_LOW, Quota, select_smallest
 
 
 def by_sort(scores, counts, ties_high=False):
@@ -22,22 +22,34 @@ def by_sort(scores, counts, ties_high=False):
 
 
 FLOATS = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, np.inf, -np.inf, 1.0])
-MATRICES = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=FLOATS)
+SHAPES = st.sampled_from([(1, 1), (3, 2), (5, 9), (9, 1)])  # few: each is compiled
+MATRICES = hnp.arrays(np.float32, SHAPES, elements=FLOATS)
+SELECT = jax.jit(select_smallest)
 
 
 @settings(max_examples=150, deadline=None)
-@given(scores=MATRICES, data=st.data(), ties_high=st.booleans())
-def test_equals_the_stable_sort(scores, data, ties_high):
+@given(scores=MATRICES, data=st.data(), ties=st.sampled_from([TIES_LOW, TIES_HIGH]))
+def test_equals_the_stable_sort(scores, data, ties):
     counts = np.array([data.draw(st.integers(0, scores.shape[1])) for _ in scores], np.int32)
-    chosen = np.asarray(select_smallest(scores, counts, ties_high))
-    np.testing.assert_array_equal(chosen, by_sort(scores, counts, ties_high))
+    chosen = np.asarray(SELECT(scores, Quota(counts, ties)))
+    np.testing.assert_array_equal(chosen, by_sort(scores, counts, ties == TIES_HIGH))
+
+
+@settings(max_examples=50, deadline=None)
+@given(scores=MATRICES, data=st.data())
+def test_all_ties_means_everything_up_to_the_last_one_chosen(scores, data):
+    counts = np.array([data.draw(st.integers(0, scores.shape[1])) for _ in scores], np.int32)
+    chosen = np.asarray(SELECT(scores, Quota(counts, TIES_ALL)))
+    for row, values, count in zip(chosen, scores, counts, strict=True):
+        expected = values <= np.sort(values)[count - 1] if count else np.zeros(len(values), bool)
+        np.testing.assert_array_equal(row, expected)
 
 
 def test_marks_exactly_the_counts_among_equal_scores():
     scores = np.full((5, 7), 2.5, np.float32)
     counts = np.array([0, 1, 3, 6, 7], np.int32)
-    low = np.asarray(select_smallest(scores, counts))
-    high = np.asarray(select_smallest(scores, counts, ties_high=True))
+    low = np.asarray(select_smallest(scores, Quota(counts)))
+    high = np.asarray(select_smallest(scores, Quota(counts, TIES_HIGH)))
     np.testing.assert_array_equal(low, np.arange(7) < counts[:, None])
     np.testing.assert_array_equal(high, np.arange(7) >= 7 - counts[:, None])
 
@@ -46,14 +58,14 @@ def test_marks_exactly_the_counts_among_equal_scores():
 def test_denormals_keep_their_order(width):
     scores = (np.arange(width, dtype=np.float32)[::-1] * np.float32(1e-45))[None]
     counts = np.array([width // 2], np.int32)
-    np.testing.assert_array_equal(np.asarray(select_smallest(scores, counts)), by_sort(scores, counts))
+    np.testing.assert_array_equal(np.asarray(select_smallest(scores, Quota(counts))), by_sort(scores, counts))
 
 
 def test_same_under_vmap_and_jit():
     rng = np.random.default_rng(0)
     scores = rng.choice(np.float32([0, 1, 2, 3]), (3, 4, 50))
     counts = rng.integers(0, 51, (3, 4)).astype(np.int32)
-    ties = np.array([False, True, False])
-    together = np.asarray(jax.jit(jax.vmap(select_smallest))(scores, counts, ties))
+    ties = np.array([TIES_LOW, TIES_HIGH, TIES_LOW])
+    together = np.asarray(jax.jit(jax.vmap(select_smallest))(scores, Quota(counts, ties)))
     for index in range(3):
-        np.testing.assert_array_equal(together[index], by_sort(scores[index], counts[index], ties[index]))
+        np.testing.assert_array_equal(together[index], by_sort(scores[index], counts[index], ties[index] == TIES_HIGH))

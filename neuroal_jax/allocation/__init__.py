@@ -14,6 +14,8 @@ from neuroal_jax.output import write_json
 
 FORMAT = "neuroal-allocation-1"
 
+_ALPHA_LIMIT = 2  # AlphaPruning of the released code does not keep its numbers below 1
+
 # Sparsity of a linear: one number for all its rows, or float64 [out].
 Sparsity = float | np.ndarray
 
@@ -83,6 +85,7 @@ def load_allocation(
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise UserError(f"--allocation {path}: format is {found!r}, expected {FORMAT!r}")
+    limit = _ALPHA_LIMIT if content.get("method") == "alpha" else 1
     entries = content.get("sparsity")
     if not isinstance(entries, dict):
         raise UserError(f"--allocation {path}: 'sparsity' is missing or not an object")
@@ -96,7 +99,7 @@ def load_allocation(
             continue
         used.update(prefix for prefix in _prefixes(name) if prefix in entries)
         try:
-            blocks[block][linear] = _read_sparsity(entries[key], shapes[linear][0])
+            blocks[block][linear] = _read_sparsity(entries[key], shapes[linear][0], limit)
         except ValueError as error:
             problems.append(f"{key} {error}")
     problems += [f"{key} is no linear or block of this model" for key in entries if key not in used]
@@ -114,12 +117,12 @@ def _prefixes(name: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
-def _is_fraction(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+def _is_fraction(value: Any, limit: float = 1) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= limit
 
 
-def _read_sparsity(value: Any, rows: int) -> Sparsity:
-    if _is_fraction(value):
+def _read_sparsity(value: Any, rows: int, limit: float) -> Sparsity:
+    if _is_fraction(value, limit):
         return float(value)
     if not isinstance(value, list):
         raise ValueError(f"is {value!r}, expected a number between 0 and 1 or a list of them")

@@ -5,6 +5,11 @@ import numpy as np
 LOWEST, HIGHEST = 0.01, 0.99  # the released code's guard on every allocation
 
 
+def guarded(sparsities: np.ndarray) -> np.ndarray:
+    """What leaves (0, 1) becomes 0.01 or 0.99; the rest stays."""
+    return np.where(sparsities <= 0, LOWEST, np.where(sparsities >= 1, HIGHEST, sparsities))
+
+
 def spread(sparsity: float, strength: float, importance: np.ndarray) -> np.ndarray:
     """Sparsities with the mean `sparsity` whose densities span `2 * strength` in proportion to `importance`.
 

@@ -21,6 +21,7 @@ class LinearSpec:
         feeds: Name of the input that this linear's output rows become (NeuroAL's row step).
         feeds_next_block: Whether `feeds` lives in the following block instead of this one.
         grouped: Whether its rows are k/v heads that several query heads of `feeds` share.
+        in_mlp: Whether it belongs to the MLP, whose masks DSnoT leaves alone.
     """
 
     name: str
@@ -28,6 +29,7 @@ class LinearSpec:
     feeds: str
     feeds_next_block: bool = False
     grouped: bool = False
+    in_mlp: bool = False
 
 
 @dataclass(frozen=True)

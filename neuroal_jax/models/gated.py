@@ -21,9 +21,9 @@ LINEARS = (
     LinearSpec("self_attn.k_proj", reads="attention_input", feeds="attention_output", grouped=True),
     LinearSpec("self_attn.v_proj", reads="attention_input", feeds="attention_output", grouped=True),
     LinearSpec("self_attn.o_proj", reads="attention_output", feeds="mlp_input"),
-    LinearSpec("mlp.gate_proj", reads="mlp_input", feeds="mlp_hidden"),
-    LinearSpec("mlp.up_proj", reads="mlp_input", feeds="mlp_hidden"),
-    LinearSpec("mlp.down_proj", reads="mlp_hidden", feeds="attention_input", feeds_next_block=True),
+    LinearSpec("mlp.gate_proj", reads="mlp_input", feeds="mlp_hidden", in_mlp=True),
+    LinearSpec("mlp.up_proj", reads="mlp_input", feeds="mlp_hidden", in_mlp=True),
+    LinearSpec("mlp.down_proj", reads="mlp_hidden", feeds="attention_input", feeds_next_block=True, in_mlp=True),
 )
 HF_BLOCK = "model.layers.{block}."
 

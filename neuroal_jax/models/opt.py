@@ -18,8 +18,8 @@ LINEARS = (
     LinearSpec("self_attn.v_proj", reads="attention_input", feeds="attention_output"),
     LinearSpec("self_attn.q_proj", reads="attention_input", feeds="attention_output"),
     LinearSpec("self_attn.out_proj", reads="attention_output", feeds="mlp_input"),
-    LinearSpec("fc1", reads="mlp_input", feeds="mlp_hidden"),
-    LinearSpec("fc2", reads="mlp_hidden", feeds="attention_input", feeds_next_block=True),
+    LinearSpec("fc1", reads="mlp_input", feeds="mlp_hidden", in_mlp=True),
+    LinearSpec("fc2", reads="mlp_hidden", feeds="attention_input", feeds_next_block=True, in_mlp=True),
 )
 _OFFSET = 2  # the first rows of the position table are never used
 _EPSILON = 1e-5

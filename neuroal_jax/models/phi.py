@@ -18,8 +18,8 @@ LINEARS = (
     LinearSpec("self_attn.k_proj", reads="block_input", feeds="attention_output", grouped=True),
     LinearSpec("self_attn.v_proj", reads="block_input", feeds="attention_output", grouped=True),
     LinearSpec("self_attn.dense", reads="attention_output", feeds="block_input", feeds_next_block=True),
-    LinearSpec("mlp.fc1", reads="block_input", feeds="mlp_hidden"),
-    LinearSpec("mlp.fc2", reads="mlp_hidden", feeds="block_input", feeds_next_block=True),
+    LinearSpec("mlp.fc1", reads="block_input", feeds="mlp_hidden", in_mlp=True),
+    LinearSpec("mlp.fc2", reads="mlp_hidden", feeds="block_input", feeds_next_block=True, in_mlp=True),
 )
 _BLOCK = "model.layers.{block}."
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from neuroal_jax.allocation import Allocation, by_block
-from neuroal_jax.allocation.spread import HIGHEST, LOWEST, spread
+from neuroal_jax.allocation.spread import guarded, spread
 
 PAPER = (0.01, 0.02, 0.03, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.15, 0.20, 0.25)
 REFERENCE = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.15, 0.20, 0.25)
@@ -22,6 +22,4 @@ def candidate(sparsity: float, strength: float, linears: list[str], num_blocks: 
     A model of one block keeps `s`.
     """
     shallow_first = np.arange(num_blocks - 1, -1, -1, dtype=np.float64)
-    values = spread(sparsity, strength, shallow_first)
-    values = np.where(values <= 0, LOWEST, np.where(values >= 1, HIGHEST, values))
-    return by_block("neuroal", values.tolist(), linears)
+    return by_block("neuroal", guarded(spread(sparsity, strength, shallow_first)).tolist(), linears)

@@ -27,13 +27,21 @@ class Lambdas:
 
 @dataclass(frozen=True)
 class Found:
-    """What the search found: the winner, its lambdas, and every candidate's score in order."""
+    """An allocation and how it was found.
+
+    Attributes:
+        allocation: The winner.
+        lambda_block: Its lambda in NeuroAL's block step, if that was searched; `lambda_row` likewise.
+        scores_block: Every candidate's score in order; `scores_row` likewise.
+        measured: What other methods measured of every block, by name.
+    """
 
     allocation: Allocation
     lambda_block: float | None = None
     lambda_row: float | None = None
     scores_block: list[float] = field(default_factory=list)
     scores_row: list[float] = field(default_factory=list)
+    measured: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 def lambdas_for(step: str, block: str | tuple[float, ...], row: str | tuple[float, ...], sparsity: float) -> Lambdas:
@@ -72,7 +80,7 @@ def search(
     linears = list(shapes)
 
     def counted(allocation: Allocation) -> Counts:
-        return count(allocation, shapes, budget, sparsity)
+        return count(allocation, shapes, budget, sparsity, walk.spec.method.competing)
 
     base, lambda_block, scores_block = uniform(sparsity, linears, checkpoint.num_blocks), None, []
     if lambdas.block:

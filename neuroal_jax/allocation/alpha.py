@@ -1,0 +1,79 @@
+"""AlphaPruning (Lu et al., 2024): blocks whose weights' spectra have lighter tails are pruned more.
+
+The tail of each spectrum is fitted with a power law; its exponent alpha is small where training left much structure.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from neuroal_jax.allocation import Allocation, by_block
+from neuroal_jax.allocation.spread import HIGHEST, LOWEST
+
+_BINS = 100
+
+
+def allocation(sparsity: float, epsilon: float, alphas: list[float], linears: list[str], *, guard: bool) -> Allocation:
+    """Sparsities in proportion to ratios between `1 - epsilon` (smallest alpha) and `1 + epsilon` (largest).
+
+    All blocks have the same size, so the mean over blocks is the mean over weights. A block without alpha gets the
+    ratio 1.
+
+    Args:
+        sparsity: Mean of the result, before the guard.
+        epsilon: Half the range of the ratios.
+        alphas: Mean exponent of each block; NaN where none could be fitted.
+        linears: Names of a block's linears.
+        guard: Whether to clip to [0.01, 0.99]; the released code does not, and may exceed 1.
+    """
+    alpha = np.array(alphas, dtype=np.float64)
+    low, high = (np.nanmin(alpha), np.nanmax(alpha)) if np.isfinite(alpha).any() else (0.0, 0.0)
+    ratios = np.ones(len(alpha)) if low == high else 1 - epsilon + 2 * epsilon * (alpha - low) / (high - low)
+    ratios = np.where(np.isnan(ratios), 1, ratios)
+    values = sparsity * ratios / ratios.mean()
+    return by_block("alpha", (np.clip(values, LOWEST, HIGHEST) if guard else values).tolist(), linears)
+
+
+def block_alphas(spectra: Iterable[Mapping[str, np.ndarray]]) -> list[float]:
+    """Each block's mean exponent over those of its linears that have one; NaN where none has.
+
+    Args:
+        spectra: Eigenvalues of `W^T W` of each linear, ascending, for every block.
+    """
+    found = [[tail_exponent(eigenvalues) for eigenvalues in block.values()] for block in spectra]
+    fitted = [[alpha for alpha in block if math.isfinite(alpha)] for block in found]
+    return [float(np.mean(block)) if block else math.nan for block in fitted]
+
+
+def tail_exponent(eigenvalues: np.ndarray) -> float:
+    """The exponent of the power law that fits the tail of a spectrum best, by Kolmogorov-Smirnov distance.
+
+    Tails start where the histogram of the logarithms peaks. With `n = N - i` eigenvalues from x_i on,
+    `alpha = 1 + n / (sum ln x_k - n ln x_i)` and the distance is `max_k |1 - (x_k / x_i)^(1 - alpha) - (k - i) / n|`.
+
+    Args:
+        eigenvalues: fp32 `[N]`, ascending. Zeros, which have no logarithm, are left out.
+
+    Returns:
+        alpha; NaN if there is no tail to fit (a single eigenvalue, or all equal).
+    """
+    x = eigenvalues[eigenvalues > 0].astype(np.float32)
+    if len(x) < 2 or x[0] == x[-1]:
+        return math.nan
+    decimal = np.log10(x)
+    counts, _ = np.histogram(decimal, bins=_BINS, range=(decimal[0], decimal[-1]))
+    peak = 10 ** np.linspace(decimal[0], decimal[-1], _BINS + 1, dtype=np.float32)[counts.argmax()]
+    # The lower bound is a logarithm compared with a plain number: so in the released code.
+    starts = np.flatnonzero((x[:-1] >= np.log10(np.float32(0.95) * peak)) & (x[:-1] <= np.float32(1.5) * peak))
+    logs = np.log(x)
+    best, alpha_of_best = math.inf, math.nan
+    for i in starts:
+        n = len(x) - i
+        alpha = 1 + n / (logs[i:].sum() - n * logs[i])
+        distance = 1.0
+        if alpha > 1:
+            distance = float(np.abs(1 - (x[i:] / x[i]) ** (1 - alpha) - np.arange(n, dtype=np.float32) / n).max())
+        if math.isfinite(alpha) and distance < best:
+            best, alpha_of_best = distance, float(alpha)
+    return alpha_of_best

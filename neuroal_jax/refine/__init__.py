@@ -1,0 +1,1 @@
+"""Refinements: they change which weights a mask keeps, never how many."""

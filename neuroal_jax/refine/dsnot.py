@@ -1,0 +1,140 @@
+"""DSnoT (Zhang et al., 2024): swap pruned for kept weights, row by row, until the expected output is right again."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from neuroal_jax.pruners import wanda
+from neuroal_jax.statistics import Statistics, norms, running_mean
+
+NEEDS = frozenset({"squares", "sums", "variances"})
+
+
+@dataclass(frozen=True)
+class Dsnot:
+    """What a refinement is specialised to.
+
+    Attributes:
+        cycles: Most swaps per row.
+        threshold: A row whose error is at most this, in absolute value, is left alone.
+        reference: Whether to repeat the released code, which walks on in rows that are done and writes the opposite
+            there, and takes candidates of the wrong sign where its two pointers cross.
+    """
+
+    cycles: int
+    threshold: float
+    reference: bool
+
+
+class _Queue(NamedTuple):
+    """Column numbers of each row in the order in which they are taken: from the front, or from the back.
+
+    Attributes:
+        columns: Column numbers; of each row the first `length` count.
+        length: How many there are.
+        front: How many of them, from the front, may be taken there; `back` likewise.
+    """
+
+    columns: Int[Array, "out in"]
+    length: Int[Array, "out"]
+    front: Int[Array, "out"]
+    back: Int[Array, "out"]
+
+
+class _State(NamedTuple):
+    """Rows in the middle of a refinement: mask, error, whether they go on, how often each end was taken."""
+
+    cycle: Int[Array, ""]
+    mask: Bool[Array, "out in"]
+    error: Float[Array, "out"]
+    active: Bool[Array, "out"]
+    over: Int[Array, "out"]  # cycles in which the error was positive
+    under: Int[Array, "out"]
+
+
+def refine(
+    mask: Bool[Array, "out in"], weight: Float[Array, "out in"], statistics: Statistics, settings: Dsnot
+) -> Bool[Array, "out in"]:
+    """A mask with (in `exact` runs) the same number of kept weights in every row.
+
+    With the expected contributions `m = W * e`, e_j the mean over sequences of the sum over tokens of x_j, a row's
+    error is the sum of m over what is pruned. In each cycle the row grows back the pruned weight with the largest
+    `m / v` (v the variance of x_j) if the error is positive, else the one with the smallest; and prunes the kept weight
+    with the smallest Wanda score among those whose m has the error's opposite sign. Every candidate is used once; a row
+    that runs out of either kind stops.
+
+    Args:
+        mask: The base pruner's (True = kept).
+        weight: The dense weight.
+        statistics: Of its input; `squares`, `sums` and `variances`.
+        settings: Cycles and threshold.
+    """
+    weight = weight.astype(jnp.float32)
+    contributions = weight * running_mean(statistics.sums)
+    growing = _growing(mask, contributions, running_mean(statistics.variances), settings.reference)
+    pruning = _pruning(mask, contributions, wanda.scores(weight, norms(statistics.squares)))
+    rows = jnp.arange(weight.shape[0])
+
+    def cycle(state: _State) -> _State:
+        positive = state.error > 0
+        active = state.active & (jnp.abs(state.error) > settings.threshold)
+        # A positive error grows from the back and prunes from the front; a negative one the other way round.
+        grow_at = jnp.where(positive, growing.length - 1 - state.over, state.under)
+        prune_at = jnp.where(positive, state.over, pruning.length - 1 - state.under)
+        if not settings.reference:
+            active &= state.over + state.under < growing.length
+            active &= jnp.where(positive, state.over < pruning.front, state.under < pruning.back)
+        grown = jnp.take_along_axis(growing.columns, grow_at[:, None], axis=1, mode="clip")[:, 0]
+        pruned = jnp.take_along_axis(pruning.columns, prune_at[:, None], axis=1, mode="clip")[:, 0]
+        if settings.reference:
+            mask = state.mask.at[rows, pruned].set(~active).at[rows, grown].set(active)
+        else:
+            mask = state.mask.at[rows, pruned].min(~active).at[rows, grown].max(active)
+        change = contributions[rows, pruned] - contributions[rows, grown]
+        return _State(
+            state.cycle + 1,
+            mask,
+            state.error + jnp.where(active, change, 0),
+            active,
+            state.over + positive,
+            state.under + ~positive,
+        )
+
+    def goes_on(state: _State) -> Bool[Array, ""]:
+        return (state.cycle < min(settings.cycles, weight.shape[1])) & jnp.any(state.active)
+
+    none = jnp.zeros(weight.shape[0], jnp.int32)
+    error = jnp.sum(jnp.where(mask, 0, contributions), axis=1)
+    start = _State(jnp.int32(0), mask, error, jnp.ones(weight.shape[0], bool), none, none)
+    return jax.lax.while_loop(goes_on, cycle, start).mask
+
+
+def _growing(
+    mask: Bool[Array, "out in"],
+    contributions: Float[Array, "out in"],
+    variances: Float[Array, "in"],
+    reference: bool,
+) -> _Queue:
+    """The pruned weights by ascending `m / v`; in `reference` among the kept ones, which stand there as 0."""
+    gain = contributions / variances
+    if reference:
+        columns = jnp.argsort(jnp.where(mask, 0, gain), axis=1, stable=True)
+        length = jnp.full(mask.shape[0], mask.shape[1])
+    else:  # an input without variance: 0/0 gains nothing, else the gain is as large as numbers get
+        columns = jnp.argsort(jnp.where(mask, jnp.inf, jnp.nan_to_num(gain)), axis=1, stable=True)
+        length = jnp.sum(~mask, axis=1)
+    return _Queue(columns, length, length, length)
+
+
+def _pruning(mask: Bool[Array, "out in"], contributions: Array, scores: Float[Array, "out in"]) -> _Queue:
+    """The kept weights with m < 0 by ascending score, then the kept ones with m > 0 by descending score."""
+    negative, positive = mask & (contributions < 0), mask & (contributions > 0)
+    order = jnp.argsort(jnp.where(negative, scores, jnp.inf), axis=1, stable=True)
+    back, front = jnp.sum(positive, axis=1), jnp.sum(negative, axis=1)
+    descending = jnp.argsort(jnp.where(positive, -scores, jnp.inf), axis=1, stable=True)
+    place = jnp.arange(mask.shape[1])[None, :]
+    shifted = jnp.take_along_axis(descending, (place - front[:, None]) % mask.shape[1], axis=1)
+    return _Queue(jnp.where(place < front[:, None], order, shifted), front + back, front, back)

@@ -1,0 +1,183 @@
+"""Sweeps: what is run, what is left out, finished before, killed, failed; and the tables."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eval import sweep
+from neuroal_jax import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def arguments(llama, tokens, out, **options):
+    values = {
+        "models": llama, "pruners": "magnitude", "top-ups": "uniform,owl", "sparsities": 0.6, "out": out,
+        "calib": tokens, "eval": tokens, **options,
+    }  # fmt: skip
+    return [str(part) for name, value in values.items() for part in (f"--{name}", value)]
+
+
+def table(out):
+    with (out / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def swept(llama, tokens, tmp_path_factory):
+    """One finished sweep of two runs."""
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    assert sweep.main(arguments(llama, tokens, out)) == 0
+    return out
+
+
+def test_the_table_tells_what_the_manifests_tell(swept, llama):
+    rows = table(swept)
+    assert [row["top_up"] for row in rows] == ["uniform", "owl"]
+    for row in rows:
+        manifest = json.loads((swept / llama.name / f"magnitude-{row['top_up']}-0.6-seed0/manifest.json").read_text())
+        assert float(row["pruned_token_ppl"]) == pytest.approx(manifest["token_ppl"]["pruned"], abs=1e-4)
+        assert float(row["dense_token_ppl"]) == pytest.approx(manifest["token_ppl"]["dense"], abs=1e-4)
+        assert float(row["achieved"]) == manifest["sparsity"]["achieved"]
+        assert (row["sparsity"], row["seed"], row["seqlen"], row["error"]) == ("0.6", "0", "16", "")
+        assert float(row["prune_seconds"]) > 0
+        assert int(row["host_peak_mib"]) > 100
+    lines = (swept / "table.md").read_text().splitlines()
+    assert len(lines) == 4
+    assert lines[0].count("|") == lines[2].count("|")
+    assert "lambda_block" not in lines[0]  # empty everywhere
+
+
+def test_finished_runs_are_not_run_again(swept, llama, tokens, capsys):
+    manifests = {path: path.stat().st_mtime_ns for path in swept.rglob("manifest.json")}
+    assert len(manifests) == 2
+    started = time.perf_counter()
+    assert sweep.main(arguments(llama, tokens, swept)) == 0
+    assert capsys.readouterr().out.count("finished before") == 2
+    assert time.perf_counter() - started < 5
+    assert {path: path.stat().st_mtime_ns for path in swept.rglob("manifest.json")} == manifests
+
+
+def test_a_finished_run_with_other_options_is_not_taken_for_this_one(swept, llama, tokens, capsys):
+    assert sweep.main(arguments(llama, tokens, swept, nsamples=3)) == 2
+    assert "holds a run with --nsamples 128, not 3" in capsys.readouterr().err
+
+
+def test_a_killed_sweep_goes_on_where_it_was(llama, tokens, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "eval.sweep", *arguments(llama, tokens, out, pruners="magnitude,wanda")]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while first.poll() is None and not list(out.rglob("manifest.json")):
+        time.sleep(0.05)
+    time.sleep(0.5)  # into the second run
+    os.kill(first.pid, signal.SIGTERM)
+    assert "goes on from there" in first.communicate(timeout=60)[1]
+    assert first.returncode == 130
+    done = {path: path.stat().st_mtime_ns for path in out.rglob("manifest.json")}
+    assert 1 <= len(done) < 4
+    assert not list(out.rglob("*.partial"))
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert again.stdout.count("finished before") == len(done)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert [row["error"] for row in table(out)] == [""] * 4
+
+
+def test_a_run_that_fails_is_a_row_and_the_others_run(llama, tokens, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    assert sweep.main(arguments(f"{broken},{llama}", tokens, tmp_path / "out", **{"top-ups": "uniform"})) == 2
+    captured = capsys.readouterr()
+    assert "1 of 2 runs failed: broken/magnitude-uniform-0.6-seed0" in captured.err
+    failed, done = table(tmp_path / "out")
+    assert "model_type is None" in failed["error"]
+    assert failed["pruned_token_ppl"] == ""
+    assert float(done["pruned_token_ppl"]) > 1
+
+
+def test_combinations_that_make_no_sense_are_left_out_with_their_reason():
+    values = {
+        "models": ["demo"], "pruners": ["wanda", "sparsegpt"], "top_ups": ["dsnot", "owl+dsnot", "neuroal"],
+        "sparsities": [0.5, 0.7], "seeds": [0, 1], "step": "row",
+    }  # fmt: skip
+    runs, left_out = sweep.plan(values, Path("out"))
+    assert len(runs) == 3 * 2 * 2
+    assert {run.config.pruner for run in runs} == {"wanda"}
+    assert len(left_out) == 3 * 2 * 2
+    assert sum("--refine dsnot does not go with" in reason for reason in left_out) == 8
+    assert sum("--step row does not go with" in reason for reason in left_out) == 4
+    with pytest.raises(UserError, match="no combination"):
+        sweep.sweep({**values, "pruners": ["sparsegpt"], "out": "never-made"})
+    assert not Path("never-made").exists()
+
+
+def test_options_reach_only_the_runs_that_they_are_for():
+    values = {
+        "models": ["demo"], "pruners": ["wanda"], "top_ups": ["uniform", "owl", "dsnot", "owl+dsnot"],
+        "sparsities": ["0.5"], "seeds": ["3"], "owl_m": 3, "dsnot_cycles": "7",
+    }  # fmt: skip
+    found = [sweep.plan(values, Path("out"))[0][i].config for i in range(4)]
+    assert [(config.allocation, config.refine) for config in found] == [
+        ("uniform", "none"), ("owl", "none"), ("uniform", "dsnot"), ("owl", "dsnot"),
+    ]  # fmt: skip
+    assert [config.owl_m for config in found] == [5, 3, 5, 3]
+    assert [config.dsnot_cycles for config in found] == [50, 50, 7, 7]
+    assert {config.seed for config in found} == {3}
+
+
+def test_flags_win_over_the_file(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text("models: [a, b]\nsparsities: [0.6, 0.7]\nout: x\nowl-m: 3\nstep: block\ntop_ups: owl\n")
+    values = sweep.parse_arguments(["--config", str(file), "--models", "c", "--step", "row"])
+    assert (values["models"], values["sparsities"], values["top_ups"]) == (["c"], [0.6, 0.7], ["owl"])
+    assert (values["out"], values["owl_m"], values["step"]) == ("x", 3, "row")
+    assert (values["pruners"], values["seeds"]) == (["wanda"], [0])
+
+
+BAD = {
+    "no models": ([], "--models is missing"),
+    "no out": (["--models", "demo", "--sparsities", "0.5"], "--out is missing"),
+    "an empty list": (["--models", ",", "--sparsities", "0.5", "--out", "x"], "--models is ','"),
+    "one item twice": (["--models", "demo", "--sparsities", "0.5,0.5", "--out", "x"], "different items"),
+    "two models of one name": (["--models", "a/m,b/m", "--sparsities", "0.5", "--out", "x"], "models of the name m"),
+    "an unknown flag": (["--model", "demo"], "unrecognized arguments"),
+    "no pruner of that name": (
+        ["--models", "demo", "--sparsities", "0.5", "--out", "x", "--pruners", "wandas"], "no combination can be run",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_sweeps_are_one_line(capsys, given, message):
+    assert sweep.main(given) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("x").exists()
+
+
+def test_an_unknown_key_of_the_file_is_named(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text("model: demo\n")
+    assert sweep.main(["--config", str(tmp_path / "s.yaml")]) == 2
+    assert "did you mean models?" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file_is_one_line(llama, tokens, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert sweep.main(arguments(llama, tokens, tmp_path / "file" / "x")) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_manifest_that_is_none_is_named(swept, llama, tokens, tmp_path, capsys):
+    place = tmp_path / llama.name / "magnitude-uniform-0.6-seed0"
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_text("[]")
+    assert sweep.main(arguments(llama, tokens, tmp_path)) == 2
+    assert "is no manifest" in capsys.readouterr().err
