@@ -11,11 +11,12 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from typing import Any
 import yaml
 
 from neuroal_jax.cli import Parser, add_options, read_yaml
-from neuroal_jax.config import AUTO, REFINEMENTS, PruneConfig, flag
-from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.config import REFINEMENTS, PruneConfig, flag
+from neuroal_jax.errors import IllegalCombination, UserError, shorten
 from neuroal_jax.interrupts import INTERRUPTED, termination_interrupts
 
 # What a sweep varies: the flag, the option of a run that its items set, and help.
@@ -41,16 +42,17 @@ COLUMNS = (
     "seqlen", "dense_token_ppl", "pruned_token_ppl",
     "search_seconds", "prune_seconds", "host_peak_mib", "device_peak_mib", "error",
 )  # fmt: skip
-# Options that do not change a run's result, or that the engine settles by itself.
-_IMMATERIAL = {"out", "save_model", "overwrite", "dry_run", "candidate_batch"}
+_IMMATERIAL = {"out", "save_model", "overwrite", "dry_run", "candidate_batch"}  # to a run's result
+_OF_THE_SEARCH = {"step", "block_lambdas", "row_lambdas", "search_samples"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep: its place below the sweep's directory, its point on the axes, and its options."""
+    """One run of a sweep: its place below the sweep's directory, the names in its row, and its options."""
 
     name: str
-    point: dict[str, Any]
+    model: str
+    top_up: str
     config: PruneConfig
 
 
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with termination_interrupts():
             sweep(parse_arguments(arguments))
-    except UserError as error:
+    except (UserError, OSError) as error:  # the latter: a full disk, a file in the way
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -88,7 +90,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     allowed = [*AXES, "out", *(option.name for option in fields(PruneConfig) if option.name not in swept)]
     values = {**DEFAULTS, **({} if file is None else read_yaml(Path(file), allowed)), **given}
     for name in (*AXES, "out"):
-        if name not in values:
+        if values.get(name) is None:
             raise UserError(f"{flag(name)} is missing (see --help)")
     for name in AXES:
         values[name] = _items(name, values[name])
@@ -96,10 +98,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _items(name: str, value: Any) -> list[Any]:
-    items = value.replace(",", " ").split() if isinstance(value, str) else value
-    items = items if isinstance(items, list) else [items]
-    if not items or len(set(map(str, items))) < len(items):
-        raise UserError(f"{flag(name)} is {value!r}, expected one or more different items")
+    items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    items = [item.strip() if isinstance(item, str) else item for item in items]
+    if not items or "" in items or None in items:
+        raise UserError(f"{flag(name)} is {value!r}, expected one or more items, separated by commas")
     return items
 
 
@@ -107,6 +109,7 @@ def sweep(values: Mapping[str, Any]) -> None:
     """Runs what is missing, one run after the other, and keeps the table up to date after each.
 
     Raises:
+        OSError: If something cannot be written.
         UserError: If nothing can be run, a directory holds a run with other options, or runs failed (after all others).
     """
     out = Path(str(values["out"]))
@@ -115,53 +118,71 @@ def sweep(values: Mapping[str, Any]) -> None:
         print(f"left out: {reason}")
     if not runs:
         raise UserError("no combination can be run")
-    known = {run.name: finished(out / run.name, run.config) for run in runs}
-    try:
-        (out / "logs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another directory") from error
-    rows, failed = [], []
+    known = {run.name: finished(out, run) for run in runs}
+    rows = dict(known)
+    (out / "logs").mkdir(parents=True, exist_ok=True)
     for number, run in enumerate(runs, 1):
-        start, manifest, problem = time.perf_counter(), known[run.name], ""
-        if manifest is None:
-            manifest, problem = execute(run, out)
-        rows.append(describe(run, manifest, problem))
-        failed += [run.name] if problem else []
+        start = time.perf_counter()
+        row = known[run.name] or execute(run, out)
+        rows[run.name] = row
         write_tables(out, rows)
-        outcome = problem or f"token_ppl {rows[-1]['pruned_token_ppl']}"
+        outcome = row["error"] or f"token_ppl {row['pruned_token_ppl']}"
         took = "finished before" if known[run.name] else f"{time.perf_counter() - start:.0f} s"
         print(f"[{number}/{len(runs)}] {run.name}: {outcome} ({took})", flush=True)
-    print(markdown(rows))
+    print(markdown([row for row in rows.values() if row]))
+    failed = [name for name, row in rows.items() if row and row["error"]]
     print(f"written to {out}/table.csv and {out}/table.md")
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed: {shorten(failed)}; see {out}/logs")
 
 
 def plan(values: Mapping[str, Any], out: Path) -> tuple[list[Run], list[str]]:
-    """All runs of a sweep, and why combinations are left out."""
-    names = [Path(str(model)).name for model in values["models"]]
-    if len(set(names)) < len(names):
-        raise UserError(f"--models holds two models of the name {max(names, key=names.count)}: rename a directory")
+    """All runs of a sweep, and why combinations are left out.
+
+    Raises:
+        UserError: If an item or an option is none, two runs are one, or an option has an effect in no run.
+    """
     shared = {name: value for name, value in values.items() if name not in AXES and name != "out"}
-    runs, left_out = [], []
+    runs: dict[str, Run] = {}
+    left_out, without_effect = [], set(shared)
     for items in product(*(values[name] for name in AXES)):
         point = dict(zip(AXES, items, strict=True))
         allocation, refine = split_top_up(str(point["top_ups"]))
-        model = Path(str(point["models"])).name
-        top_up = str(point["top_ups"]).replace(os.sep, "_")
-        name = f"{model}/{point['pruners']}-{top_up}-{point['sparsities']}-seed{point['seeds']}"
-        options = {
-            **shared,
-            **{option: point[axis] for axis, (option, _) in AXES.items()},
-            "allocation": allocation,
-            "refine": refine,
-            "out": str(out / name),
-        }
+        options = {option: point[axis] for axis, (option, _) in AXES.items()}
+        options |= {"allocation": allocation, "refine": refine}
+        options |= {name: value for name, value in shared.items() if _has_effect(name, options)}
+        without_effect -= set(options)
         try:
-            runs.append(Run(name, point, PruneConfig(**_with_effect(options))))
-        except UserError as error:
-            left_out.append(f"{name}: {error}")
-    return runs, left_out
+            config = PruneConfig(**options, out=str(out))
+        except IllegalCombination as error:
+            left_out.append(f"{point['models']} {point['pruners']} {point['top_ups']} {point['sparsities']}: {error}")
+            continue
+        run = _place(config, out)
+        if run.name in runs:
+            raise UserError(f"two runs are called {run.name}: name every model, top-up, sparsity and seed once")
+        runs[run.name] = run
+    for name in without_effect:
+        method, value = _ONLY[name]
+        raise UserError(f"{flag(name)} has no effect without {flag(method)} {value}, which is in no run of the sweep")
+    return list(runs.values()), left_out
+
+
+_ONLY = {option.name: option.metadata["only"] for option in fields(PruneConfig) if option.metadata["only"]}
+
+
+def _has_effect(name: str, options: Mapping[str, Any]) -> bool:
+    return name not in _ONLY or options[_ONLY[name][0]] == _ONLY[name][1]
+
+
+def _place(config: PruneConfig, out: Path) -> Run:
+    """A run with its directory, named by its options as they were understood."""
+    model = Path(config.model).name
+    if model in ("", ".", ".."):
+        model = Path(config.model).resolve().name or "root"
+    top_up = config.allocation if config.refine == "none" else f"{config.allocation}+{config.refine}"
+    top_up = top_up.removeprefix("uniform+")
+    place = f"{config.pruner}-{top_up.replace(os.sep, '_')[-100:]}-{config.sparsity!r}-seed{config.seed}"
+    return Run(f"{model}/{place}", model, top_up, replace(config, out=str(out / model / place)))
 
 
 def split_top_up(text: str) -> tuple[str, str]:
@@ -172,53 +193,40 @@ def split_top_up(text: str) -> tuple[str, str]:
     return ("uniform", text) if text in REFINEMENTS else (text, "none")
 
 
-def _with_effect(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out what is for another method than this run's."""
-    only = {option.name: option.metadata["only"] for option in fields(PruneConfig) if option.metadata["only"]}
-    return {
-        name: value
-        for name, value in options.items()
-        if name not in only or options.get(only[name][0]) == only[name][1]
-    }
-
-
-def finished(directory: Path, config: PruneConfig) -> dict[str, Any] | None:
-    """The manifest of a finished run with these options; None where there is none.
+def finished(out: Path, run: Run) -> dict[str, Any] | None:
+    """The row of a finished run with these options; None where there is none.
 
     Raises:
         UserError: If the run that is there had other options.
     """
-    path = directory / "manifest.json"
+    path = out / run.name / "manifest.json"
     if not path.is_file():
         return None
     try:
         manifest = json.loads(path.read_text())
-        options = manifest["options"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no manifest ({error}): remove its directory") from error
-    for option in fields(PruneConfig):
-        name, value = option.name, getattr(config, option.name)
-        settled = name in _IMMATERIAL or value == AUTO or (name == "step" and config.pruner == "sparsegpt")
-        value = list(value) if isinstance(value, tuple) else value
-        if not settled and options.get(name) != value:
+        options = {**manifest["options"], **manifest["asked"]}
+        row = describe(run, manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no manifest of this version ({error}): remove its directory") from error
+    ignored = _IMMATERIAL | (set() if run.config.allocation == "neuroal" else _OF_THE_SEARCH)
+    for name, value in run.config.plain().items():
+        if name not in ignored and options.get(name) != value:
             raise UserError(
-                f"{directory} holds a run with {flag(name)} {options.get(name)}, not {value}: "
+                f"{path.parent} holds a run with {flag(name)} {options.get(name)}, not {value}: "
                 "choose another --out, or remove that directory"
             )
-    return manifest
+    return row
 
 
-def execute(run: Run, out: Path) -> tuple[dict[str, Any] | None, str]:
-    """Runs a process; returns the manifest, or what went wrong. Its output goes to a log."""
+def execute(run: Run, out: Path) -> dict[str, Any]:
+    """Runs a process; returns its row, with what went wrong if something did. Its output goes to a log."""
     directory = out / run.name
     directory.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.parent.glob(f".{directory.name[:99]}.*.partial"):  # of a run that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     log = out / "logs" / f"{run.name.replace('/', '-')}.log"
-    options = {
-        option.name: list(value) if isinstance(value := getattr(run.config, option.name), tuple) else value
-        for option in fields(PruneConfig)
-    }
     config = log.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(options))
+    config.write_text(yaml.safe_dump(run.config.plain()))
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "neuroal_jax.prune", "--config", str(config)],
@@ -231,19 +239,18 @@ def execute(run: Run, out: Path) -> tuple[dict[str, Any] | None, str]:
             process.terminate()
             process.wait()
             raise
-    manifest = finished(directory, run.config)  # also if another sweep was quicker
-    if manifest is not None:
-        return manifest, ""
+    row = finished(out, run)  # whatever the exit code: another sweep may have been quicker
+    if row is not None:
+        return row
     lines = log.read_text().strip().splitlines()
-    return None, f"exit code {code}: {lines[-1] if lines else 'no output'}"
+    return describe(run, None, f"exit code {code}: {lines[-1] if lines else 'no output'}")
 
 
-def describe(run: Run, manifest: Mapping[str, Any] | None, error: str) -> dict[str, Any]:
+def describe(run: Run, manifest: Mapping[str, Any] | None, error: str = "") -> dict[str, Any]:
     """A row of the table."""
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
-    row |= {"model": Path(str(run.point["models"])).name, "error": error}
-    row |= {"pruner": run.point["pruners"], "top_up": run.point["top_ups"], "seed": run.point["seeds"]}
-    row["sparsity"] = run.config.sparsity
+    row |= {"model": run.model, "pruner": run.config.pruner, "top_up": run.top_up, "error": error}
+    row |= {"sparsity": run.config.sparsity, "seed": run.config.seed}
     if manifest is None:
         return row
     seconds, memory, token_ppl = manifest["seconds"], manifest["memory_bytes"], manifest["token_ppl"]
@@ -257,7 +264,7 @@ def describe(run: Run, manifest: Mapping[str, Any] | None, error: str) -> dict[s
         "search_seconds": _rounded(seconds.get("search", 0.0), 1),
         "prune_seconds": _rounded(seconds["prune"], 1),
         "host_peak_mib": round(memory["host_peak"] / 2**20),
-        "device_peak_mib": _rounded(memory.get("device_peak"), 0, 2**20),
+        "device_peak_mib": _rounded(memory["device_peak"], 0, 2**20),
     }
 
 
@@ -280,8 +287,9 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines + [line(cell(row[column]) for column in columns) for row in rows])
 
 
-def write_tables(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `table.csv` and `table.md`, each whole or not at all."""
+def write_tables(out: Path, found: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Writes `table.csv` and `table.md` of the runs that are done, each whole or not at all."""
+    rows = [row for row in found.values() if row]
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -122,7 +122,7 @@ def _prune(spec: BlockSpec, weights: Weights, statistics: dict[str, Statistics],
     for linear in spec.linears:
         weight = weights.linears[linear.name]
         pruned = pruner.prune(weight, prepared[linear.reads], quotas[linear.name], spec.method.group)
-        kept[linear.name], masks[linear.name] = pruned.weight.astype(weight.dtype), pruned.mask
+        kept[linear.name], masks[linear.name] = pruned.weight, pruned.mask
     damping = {name: factor.level for name, factor in prepared.items() if isinstance(factor, sparsegpt.Factor)}
     return _Chosen(Weights(kept, weights.rest), masks, damping)
 
@@ -172,7 +172,8 @@ def _candidate(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"],
         statistics = {name: found._replace(hessian=hessian(inputs[name])) for name, found in statistics.items()}
     dense = pattern(statistics)
     block = _prune(spec, weights, statistics, quotas)
-    hidden, inputs = _forward(spec, block.weights, hidden)
+    kept = {name: weight.astype(hidden.dtype) for name, weight in block.weights.linears.items()}
+    hidden, inputs = _forward(spec, Weights(kept, weights.rest), hidden)
     pruned = pattern(collect(inputs, {"squares"}))
     scores = jnp.stack([alignment(dense[linear.reads], pruned[linear.reads]) for linear in spec.linears])
     return Aligned(hidden, scores, {name: dense[name] - pruned[name] for name in dense}, block.damping)
@@ -224,7 +225,7 @@ def outlier_share(
 ) -> Float[Array, ""]:
     """OWL's share of a block's Wanda scores, of all linears together, that exceed `multiple` times their mean."""
     scores = [wanda.scores(weights.linears[linear.name], norms(squares[linear.reads])) for linear in spec.linears]
-    total = sum(x.size for x in scores)
+    total = float(sum(x.size for x in scores))
     mean = jnp.sum(jnp.stack([jnp.sum(x) for x in scores])) / total
     return jnp.sum(jnp.stack([jnp.sum(x > multiple * mean) for x in scores])) / total
 

@@ -141,7 +141,8 @@ def fit_mean(allocation: Allocation, shapes: Shapes, sparsity: float) -> Allocat
     """
     entries = [(block, linear) for block in range(len(allocation.blocks)) for linear in allocation.blocks[block]]
     parts = [np.atleast_1d(allocation.blocks[block][linear]) for block, linear in entries]
-    values = np.minimum(np.concatenate(parts), 1)  # AlphaPruning's own numbers may exceed 1
+    values = np.concatenate(parts)
+    values = np.where(values > 1, HIGHEST, values)  # the released AlphaPruning's may be
     row_weights = [math.prod(shapes[linear]) / len(part) for (_, linear), part in zip(entries, parts, strict=True)]
     weights = np.repeat(row_weights, [len(part) for part in parts])
     weights /= weights.sum()

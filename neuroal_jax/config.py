@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from neuroal_jax.errors import UserError
+from neuroal_jax.errors import IllegalCombination, UserError
 
 PRUNERS = ("magnitude", "wanda", "multiflow", "sparsegpt")
 ALLOCATIONS = ("uniform", "neuroal", "owl", "alpha")
@@ -138,12 +138,12 @@ class PruneConfig:
                 raise UserError(_unknown(option.name, value, choices))
         self._refuse_without_effect()
         if self.pruner == "sparsegpt":
-            self._settle_sparsegpt()
+            self._check_sparsegpt()
         if not self.dry_run and self.out is None:
             raise UserError("--out is missing: name the directory for the results")
         if self.sparsity is None and self.allocation in ALLOCATIONS:
             raise UserError("--sparsity is missing: give the share of weights to remove, e.g. --sparsity 0.7")
-        refuse_same_directory({"--model": self.model, "--out": self.out, "--save-model": self.save_model})
+        refuse_same_directory({"--model": self.model, "--out": self.out, "--save-model": self.model_directory})
 
     def _refuse_without_effect(self) -> None:
         for option in fields(self):
@@ -151,20 +151,30 @@ class PruneConfig:
             if only and value != option.default and getattr(self, only[0]) != only[1]:
                 raise UserError(f"{flag(option.name)} {value} has no effect without {flag(only[0])} {only[1]}")
 
-    def _settle_sparsegpt(self) -> None:
+    def _check_sparsegpt(self) -> None:
         """SparseGPT changes the kept weights, and chooses over all rows: what follows from that."""
         if self.refine != "none":
-            raise UserError(
+            raise IllegalCombination(
                 f"--refine {self.refine} does not go with --pruner sparsegpt: the kept weights already make up for the "
                 "pruned ones, so one that is grown back would count twice; use --refine none or another pruner"
             )
         if self.allocation == "neuroal" and self.step == "row":
-            raise UserError(
+            raise IllegalCombination(
                 "--step row does not go with --pruner sparsegpt, which chooses over all rows of a linear: "
                 "use --step block or another pruner"
             )
-        if self.save_model is None and self.out is not None:
-            object.__setattr__(self, "save_model", os.path.join(self.out, "model"))
+
+    @property
+    def model_directory(self) -> str | None:
+        """Where the pruned model goes: SparseGPT's masks alone do not hold its result, so it is always saved."""
+        if self.save_model is None and self.pruner == "sparsegpt" and self.out is not None:
+            return os.path.join(self.out, "model")
+        return self.save_model
+
+    def plain(self) -> dict[str, Any]:
+        """All options by name, as JSON and YAML have them."""
+        values = ((option.name, getattr(self, option.name)) for option in fields(self))
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
     def _lambda_set(self, name: str) -> str | tuple[float, ...]:
         value = getattr(self, name)

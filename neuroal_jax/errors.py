@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 
 class UserError(Exception):
@@ -9,6 +9,10 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class IllegalCombination(UserError):
+    """Options that are each fine, of methods that do not go together."""
 
 
 def shorten(items: list[str], limit: int = 5) -> str:

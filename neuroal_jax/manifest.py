@@ -6,7 +6,6 @@ import platform
 import resource
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ import jax
 from neuroal_jax import __version__
 from neuroal_jax.allocation.neuroal.search import Found
 from neuroal_jax.checkpoint import Checkpoint
-from neuroal_jax.config import PruneConfig
 from neuroal_jax.data import Windows
 from neuroal_jax.plan import Plan
 from neuroal_jax.walk import BlockResult
@@ -71,11 +69,6 @@ def describe_machine(plan: Plan, traces: Counter[str]) -> dict[str, Any]:
             "host_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
     }
-
-
-def describe_options(config: PruneConfig) -> dict[str, Any]:
-    """Every option, defaults resolved."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
 
 
 def describe_hashes(

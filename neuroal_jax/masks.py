@@ -28,7 +28,8 @@ class PackedMasks:
     Attributes:
         packed: uint8 `[out, ceil(in / 8)]` by Hugging Face name.
         widths: Number of inputs of each linear.
-        kept_zeros: Number of kept weights that were zero in the source already, where there are any.
+        kept_zeros: Number of kept weights that are zero anyway, where there are any: because they were in the source,
+            or because an update rounded them to zero.
         source: SHA-256 of the source's prunable weights.
         metadata: Everything else that the file records, as text.
     """
@@ -165,7 +166,7 @@ def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
 def check_pruned(masks: PackedMasks, source: TensorSource, model: str) -> None:
     """Raises UserError unless the zeros of `source` are exactly what the masks prune.
 
-    Kept weights that were zero before pruning are counted in the file and stay allowed, by number.
+    Kept weights that are zero anyway are counted in the file and stay allowed, by number.
     """
     check_fit(masks, source.infos, model)
     problems = []
@@ -183,7 +184,7 @@ def pruned_problem(mask: np.ndarray, zero: np.ndarray, kept_zeros: int) -> str |
     Args:
         mask: bool `[out, in]`, True = kept.
         zero: bool `[out, in]`, True where the weight is zero.
-        kept_zeros: Number of kept weights that were zero before pruning.
+        kept_zeros: Number of kept weights that are zero anyway.
     """
     alive = int(np.count_nonzero(~mask & ~zero))
     if alive:

@@ -69,7 +69,7 @@ def _publish(staging: Path, target: Path, marker: str, stale: str | None) -> Non
     umask = os.umask(0)
     os.umask(umask)
     staging.chmod(0o777 & ~umask)  # mkdtemp and safetensors make private files
-    for path in staging.iterdir():
+    for path in staging.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
     if not target.is_dir():
         staging.rename(target)
@@ -78,6 +78,8 @@ def _publish(staging: Path, target: Path, marker: str, stale: str | None) -> Non
     for path in target.glob(stale) if stale else ():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in sorted(staging.iterdir(), key=lambda path: path.name == marker):
+        if path.is_dir() and (target / path.name).is_dir():  # its makers asked before; a full directory is no target
+            shutil.rmtree(target / path.name)
         path.replace(target / path.name)
 
 

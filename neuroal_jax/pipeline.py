@@ -1,7 +1,9 @@
 """The story of a run, top to bottom: read, calibrate, allocate, prune, write."""
 
+import json
 import logging
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +36,7 @@ from neuroal_jax.walk import BlockResult, Keep, Walk, batch_size
 
 log = logging.getLogger("neuroal_jax")
 
-MASKS, ALLOCATION, MANIFEST = "masks.safetensors", "allocation.json", "manifest.json"
+MASKS, ALLOCATION, MANIFEST, MODEL = "masks.safetensors", "allocation.json", "manifest.json", "model"
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,11 @@ def prune(config: PruneConfig) -> PruneResult:
         return PruneResult(None, plan, {})
     target = Path(config.out or "")
     with ExitStack() as stack, ThreadPoolExecutor(max_workers=1) as background:
-        out = stack.enter_context(staged(target, overwrite=config.overwrite, marker=MANIFEST, flag="--out"))
-        saved = _stage_model(config, stack)
+        stale = MODEL if _holds_a_model(target) else None
+        out = stack.enter_context(
+            staged(target, overwrite=config.overwrite, marker=MANIFEST, flag="--out", stale=stale)
+        )
+        saved = _stage_model(config, out, stack)
         with clock("read"):
             calibration, evaluation = _read_data(task)
         hashes = background.submit(task.checkpoint.hashes)
@@ -104,9 +109,11 @@ def prune(config: PruneConfig) -> PruneResult:
             allocations.save_allocation(out / ALLOCATION, result.allocation, names, task.sparsity)
             if saved is not None:
                 task.checkpoint.save_edited(saved, _edit(names, result.blocks, packed))
-        content = _manifest(task, result, calibration, evaluation, hashes.result(), clock)
+        settled = task.config.plain()
+        asked = {name: value for name, value in config.plain().items() if value != settled[name]}
+        content = _manifest(task, result, calibration, evaluation, hashes.result(), clock, asked)
         write_json(out / MANIFEST, content)
-    console.print_result(content, target, config.save_model)
+    console.print_result(content, target, config.model_directory)
     return PruneResult(target, result.plan, content, packed, result.allocation)
 
 
@@ -136,7 +143,7 @@ def _open(config: PruneConfig) -> Task:
         lambdas = lambdas_for(config.step, config.block_lambdas, config.row_lambdas, sparsity)
     if config.dtype == AUTO:
         config = replace(config, dtype="float32" if jax.default_backend() == "cpu" else checkpoint.dtype)
-    return Task(config, checkpoint, sparsity, given, lambdas)
+    return Task(replace(config, save_model=config.model_directory), checkpoint, sparsity, given, lambdas)
 
 
 def _read_data(task: Task) -> tuple[Windows, Windows | None]:
@@ -150,10 +157,24 @@ def _read_data(task: Task) -> tuple[Windows, Windows | None]:
     return calibration, replace(reader, seqlen=calibration.ids.shape[1]).evaluation(config.eval)
 
 
-def _stage_model(config: PruneConfig, stack: ExitStack) -> Path | None:
-    if config.save_model is None:
+def _holds_a_model(target: Path) -> bool:
+    """Whether an earlier run wrote its pruned model into `target`; it must not stay beside the masks of this one."""
+    try:
+        saved = json.loads((target / MANIFEST).read_text())["options"]["save_model"]
+        return os.path.realpath(saved) == os.path.realpath(target / MODEL)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _stage_model(config: PruneConfig, out: Path, stack: ExitStack) -> Path | None:
+    if config.model_directory is None:
         return None
-    target = Path(config.save_model)
+    target = Path(config.model_directory)
+    if config.out is not None and os.path.realpath(target) == os.path.realpath(Path(config.out) / MODEL):
+        if os.path.lexists(target) and not config.overwrite:
+            raise UserError(f"{target} exists already: pass --overwrite to replace it, or choose another --save-model")
+        (out / MODEL).mkdir()  # appears together with the masks
+        return out / MODEL
     return stack.enter_context(
         staged(
             target, overwrite=config.overwrite, marker="config.json", flag="--save-model", stale="model*.safetensors*"
@@ -336,6 +357,7 @@ def _manifest(
     evaluation: Windows | None,
     hashes: Mapping[str, str],
     clock: _Clock,
+    asked: Mapping[str, Any],
 ) -> dict[str, Any]:
     prunable, zeros = prunable_weights(result.plan.linears, task.checkpoint.num_blocks), sum(result.zeros)
     if task.config.budget == "exact" and zeros != round(task.sparsity * prunable):
@@ -357,5 +379,6 @@ def _manifest(
         "hashes": manifest.describe_hashes(task.checkpoint, hashes, data),
         "data": {name: manifest.describe_windows(windows) for name, windows in data.items()},
         **manifest.describe_machine(result.plan, block_ops.trace_counts),
-        "options": manifest.describe_options(task.config),
+        "options": task.config.plain(),
+        "asked": asked,
     }

@@ -7,6 +7,7 @@ The formula, with C candidates per batch out of K, N search sequences of T token
            + C * (N * T * widest live activations + pruned block weights + selection of the widest linear)
            + with SparseGPT, per candidate: every input's Hessian and its factor, twice the widest to factorise it, and
              the widest linear three times, all fp32
+           + with DSnoT, outside of the search: sorts of the widest linear
            + attention scores of a few sequences           (a constant bound)
 """
 
@@ -23,6 +24,7 @@ from neuroal_jax.models.layers import score_bytes
 from neuroal_jax.walk import candidates_together
 
 _SELECTION_BYTES = 14  # per weight: fp32 score, its sortable bits, ranks of ties, flags
+_REFINEMENT_BYTES = 36  # per weight: contributions, scores, gains, two sorts with their keys
 _RUNTIME_BYTES = 700 * 2**20  # Python, JAX and compiled programs
 _USABLE = 0.8  # share of free memory to plan with
 
@@ -78,6 +80,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     selection = _SELECTION_BYTES * max(math.prod(shape) for shape in shapes.values())
     available, on_host = device_memory()
     hessians = _hessian_bytes(checkpoint) if "hessian" in work.method.needs else 0
+    refinement = _REFINEMENT_BYTES * max(map(math.prod, shapes.values())) if work.method.refine else 0
     fixed = 2 * block + 2 * max(score_bytes(), 4 * checkpoint.config.num_attention_heads * work.seqlen**2)
 
     tokens = work.search_samples * work.seqlen
@@ -89,7 +92,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
 
     windows = max(work.samples, work.windows or 0)
     walk_tokens = work.batch * work.seqlen
-    walk_peak = fixed + windows * work.seqlen * hidden + walk_tokens * live + block + selection + hessians
+    walk_peak = fixed + windows * work.seqlen * hidden + walk_tokens * live + block + selection + hessians + refinement
 
     mask_bytes = checkpoint.num_blocks * sum(out * -(-width // 8) for out, width in shapes.values())
     device = max(search_peak, walk_peak)

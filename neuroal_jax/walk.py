@@ -19,7 +19,7 @@ from neuroal_jax.checkpoint import Checkpoint
 from neuroal_jax.errors import UserError
 from neuroal_jax.pruners import sparsegpt
 from neuroal_jax.statistics import Statistics
-from neuroal_jax.tensors import FLOAT_DTYPES
+from neuroal_jax.tensors import FLOAT_DTYPES, is_finite
 
 Done = Callable[[int], object]  # told how many units of work are done
 
@@ -234,7 +234,14 @@ class Walk:
             infos = self.checkpoint.source.infos
             for name, weight in pruned.weights.linears.items():
                 stored = FLOAT_DTYPES[infos[self.checkpoint.linear_name(block, name)].dtype]
-                updated[name] = np.asarray(weight).astype(stored)
+                with np.errstate(over="ignore"):
+                    updated[name] = np.asarray(weight).astype(stored)
+                if not is_finite(updated[name]):
+                    tensor = self.checkpoint.linear_name(block, name)
+                    raise UserError(
+                        f"tensor {tensor}: SparseGPT's updated weights are not finite in {stored.name}, the "
+                        "checkpoint's dtype: convert the checkpoint to float32, or use --pruner wanda"
+                    )
                 lost = weight.size - int(np.bitwise_count(packed[name]).sum())
                 kept_zeros[name] = int(np.count_nonzero(updated[name] == 0)) - lost
         return BlockResult(packed, kept_zeros, updated, damping)

@@ -15,6 +15,13 @@ TOKENS = {
     "tiny-mistral": "bpe-dev.npz",
 }
 
+# One weight of SparseGPT on the other side of a threshold, by a rounding error, changes all that are updated after it:
+# in these three cases it does so early, and up to 0.3% of the bits differ.
+CHAOTIC = {
+    "tiny-opt": ["sparsegpt-neuroal-both-70.npz"],
+    "tiny-phi": ["sparsegpt-uniform-both-70.npz", "sparsegpt-neuroal-both-70.npz"],
+}
+
 
 def cases():
     """Every recorded case of pruning."""
@@ -88,7 +95,7 @@ def wrong_bits(result, golden):
 @pytest.mark.parametrize("case", cases())
 def test_reference_run_equals_the_released_code(data, tmp_path, case):
     result = reference_run(case, data, tmp_path / "out")
-    manifest, chaotic = result.manifest, case["method"] == "sparsegpt" and case["model"] != "stories260k"
+    manifest, chaotic = result.manifest, case["masks"] in CHAOTIC.get(case["model"], [])
     check_scores(manifest["scores"]["block"], case["scores_block"], case)
     check_scores(manifest["scores"]["row"], case["scores_row"], case)
     if chaotic and manifest["lambda_block"] != case["lambda_block"]:
@@ -99,10 +106,10 @@ def test_reference_run_equals_the_released_code(data, tmp_path, case):
     assert result.manifest["lambda_block"] == case["lambda_block"]
     assert result.manifest["lambda_row"] == case["lambda_row"]
     check_allocation(result.allocation, case["allocation"])
-    tolerance = 1e-2 if case["method"] == "sparsegpt" else 1e-3
-    assert result.manifest["token_ppl"]["pruned"] == pytest.approx(case["token_ppl"], rel=tolerance)
+    exactness = (1e-2, 1e-3) if case["method"] == "sparsegpt" else (1e-3, 1e-4)
+    assert result.manifest["token_ppl"]["pruned"] == pytest.approx(case["token_ppl"], rel=exactness[0])
     golden = np.load(data / "goldens" / case["model"] / case["masks"])
-    assert wrong_bits(result, golden) <= (4e-3 if chaotic else 1e-4)
+    assert wrong_bits(result, golden) <= (4e-3 if chaotic else exactness[1])
 
 
 @pytest.mark.parametrize("model", TOKENS)

@@ -303,6 +303,7 @@ def test_sparsegpt_searches_the_block_step_only_and_says_so(llama, tokens, tmp_p
         result = run(llama, tokens, tmp_path / "out", pruner="sparsegpt", eval="none")
     assert "searches its block step only" in caplog.text
     assert result.manifest["options"]["step"] == "block"
+    assert result.manifest["asked"]["step"] == "both"
     assert (len(result.manifest["scores"]["block"]), result.manifest["scores"]["row"]) == (2, [])
     assert result.manifest["lambda_row"] is None
 
@@ -415,3 +416,39 @@ def test_dsnot_changes_the_attention_only(llama, tokens, tmp_path):
     assert all("self_attn" in name for name in changed)
     for name in plain.masks.packed:
         np.testing.assert_array_equal(refined.masks.mask(name).sum(axis=1), plain.masks.mask(name).sum(axis=1))
+
+
+def test_an_overwritten_run_leaves_no_model_of_the_old_masks(llama, tokens, tmp_path):
+    options = {"allocation": "uniform", "eval": "none", "sparsegpt_group": 24}
+    run(llama, tokens, tmp_path / "out", pruner="sparsegpt", **options)
+    with pytest.raises(neuroal_jax.UserError, match="already holds a result"):
+        run(llama, tokens, tmp_path / "out", pruner="sparsegpt", **options)
+    first = (tmp_path / "out/model/model.safetensors").read_bytes()
+    run(llama, tokens, tmp_path / "out", pruner="sparsegpt", sparsity=0.5, overwrite=True, **options)
+    assert (tmp_path / "out/model/model.safetensors").read_bytes() != first
+    run(llama, tokens, tmp_path / "out", allocation="uniform", eval="none", overwrite=True)
+    assert not (tmp_path / "out/model").exists()
+
+
+def test_a_directory_of_the_user_is_not_taken_for_the_model(llama, tokens, tmp_path):
+    (tmp_path / "out/model").mkdir(parents=True)
+    (tmp_path / "out/model/notes.txt").write_text("mine")
+    with pytest.raises(neuroal_jax.UserError, match="exists already"):
+        run(llama, tokens, tmp_path / "out", pruner="sparsegpt", allocation="uniform", eval="none")
+    run(llama, tokens, tmp_path / "out", allocation="uniform", eval="none")
+    run(llama, tokens, tmp_path / "out", allocation="uniform", eval="none", overwrite=True)
+    assert (tmp_path / "out/model/notes.txt").read_text() == "mine"
+
+
+def test_updated_weights_that_the_dtype_cannot_hold_are_named(make_llama, tokens, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = make_llama(seed=8, dtype="float16")
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        loaded.model.layers[2].mlp.down_proj.weight.uniform_(-1, 1).sign_().mul_(65000)
+    loaded.save_pretrained(model)
+    with pytest.raises(neuroal_jax.UserError, match=r"layers\.2\.mlp\.down_proj\.weight.*not finite in float16"):
+        run(model, tokens, tmp_path / "out", pruner="sparsegpt", allocation="uniform", eval="none")
+    assert not (tmp_path / "out").exists()

@@ -69,3 +69,15 @@ def test_same_under_vmap_and_jit():
     together = np.asarray(jax.jit(jax.vmap(select_smallest))(scores, Quota(counts, ties)))
     for index in range(3):
         np.testing.assert_array_equal(together[index], by_sort(scores[index], counts[index], ties[index] == TIES_HIGH))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7, 8])
+def test_same_in_chunks(monkeypatch, rows):
+    monkeypatch.setattr("neuroal_jax.selection._CHUNK_BYTES", {})
+    monkeypatch.setattr("neuroal_jax.selection._CHUNK_BYTES_ELSEWHERE", 4 * 4 * 20)  # 4 rows
+    rng = np.random.default_rng(rows)
+    scores = rng.choice(np.float32([0, 1, 2, 3, 4]), (2, rows, 20))
+    counts = rng.integers(0, 21, (2, rows)).astype(np.int32)
+    together = jax.jit(jax.vmap(lambda s, c, t: select_smallest(s, Quota(c, t))))(scores, counts, np.array([0, 1]))
+    for index in range(2):
+        np.testing.assert_array_equal(together[index], by_sort(scores[index], counts[index], index == 1))

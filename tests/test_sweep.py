@@ -132,6 +132,33 @@ def test_options_reach_only_the_runs_that_they_are_for():
     assert {config.seed for config in found} == {3}
 
 
+def test_runs_stay_inside_the_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for model in (".", "..", "/", "x/.."):
+        values = {"models": [model], "pruners": ["wanda"], "top_ups": ["uniform"], "sparsities": [0.5], "seeds": [0]}
+        (run,) = sweep.plan(values, Path("out"))[0]
+        assert run.config.out == f"out/{run.name}"
+        assert ".." not in run.name
+        assert not run.name.startswith("/")
+
+
+def test_what_a_killed_run_left_is_removed(llama, tokens, tmp_path):
+    left = tmp_path / llama.name / ".magnitude-uniform-0.6-seed0.abc.partial"
+    left.mkdir(parents=True)
+    assert sweep.main(arguments(llama, tokens, tmp_path, **{"top-ups": "uniform"})) == 0
+    assert not left.exists()
+
+
+def test_another_dtype_is_another_run(llama, tokens, tmp_path, capsys):
+    first = arguments(llama, tokens, tmp_path, **{"top-ups": "uniform", "dtype": "bfloat16"})
+    assert sweep.main(first) == 0
+    assert sweep.main(first) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert sweep.main(arguments(llama, tokens, tmp_path, **{"top-ups": "uniform"})) == 2
+    assert "--dtype bfloat16, not auto" in capsys.readouterr().err
+    assert sweep.main([*first, "--row-lambdas", "0.1"]) == 0  # no search, no difference
+
+
 def test_flags_win_over_the_file(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text("models: [a, b]\nsparsities: [0.6, 0.7]\nout: x\nowl-m: 3\nstep: block\ntop_ups: owl\n")
@@ -145,11 +172,22 @@ BAD = {
     "no models": ([], "--models is missing"),
     "no out": (["--models", "demo", "--sparsities", "0.5"], "--out is missing"),
     "an empty list": (["--models", ",", "--sparsities", "0.5", "--out", "x"], "--models is ','"),
-    "one item twice": (["--models", "demo", "--sparsities", "0.5,0.5", "--out", "x"], "different items"),
-    "two models of one name": (["--models", "a/m,b/m", "--sparsities", "0.5", "--out", "x"], "models of the name m"),
+    "one item twice": (["--models", "demo", "--sparsities", "0.5,.50", "--out", "x"], "two runs are called demo/"),
+    "one top-up twice": (
+        ["--models", "demo", "--sparsities", "0.5", "--top-ups", "dsnot,uniform+dsnot", "--out", "x"], "two runs are",
+    ),
+    "two models of one name": (["--models", "a/m,b/m", "--sparsities", "0.5", "--out", "x"], "called m/wanda"),
+    "one wrong sparsity": (["--models", "demo", "--sparsities", "0.6,7", "--out", "x"], "--sparsity is 7"),
+    "one wrong top-up": (
+        ["--models", "demo", "--sparsities", "0.6", "--top-ups", "owl,owll", "--out", "x"], "did you mean owl?",
+    ),
+    "an option for no run": (
+        ["--models", "demo", "--sparsities", "0.6", "--owl-m", "3", "--out", "x"], "which is in no run of the sweep",
+    ),
+    "a wrong option": (["--models", "demo", "--sparsities", "0.6", "--nsamples", "abc", "--out", "x"], "--nsamples is"),
     "an unknown flag": (["--model", "demo"], "unrecognized arguments"),
     "no pruner of that name": (
-        ["--models", "demo", "--sparsities", "0.5", "--out", "x", "--pruners", "wandas"], "no combination can be run",
+        ["--models", "demo", "--sparsities", "0.5", "--out", "x", "--pruners", "wanda,wandas"], "did you mean wanda?",
     ),
 }  # fmt: skip
 
@@ -172,12 +210,19 @@ def test_an_unknown_key_of_the_file_is_named(tmp_path, capsys):
 def test_an_output_that_is_a_file_is_one_line(llama, tokens, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert sweep.main(arguments(llama, tokens, tmp_path / "file" / "x")) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "Not a directory" in capsys.readouterr().err
 
 
-def test_a_manifest_that_is_none_is_named(swept, llama, tokens, tmp_path, capsys):
+def test_a_file_in_the_way_of_a_run_is_one_line(llama, tokens, tmp_path, capsys):
+    (tmp_path / llama.name).write_text("")
+    assert sweep.main(arguments(llama, tokens, tmp_path)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", '{"options": [], "asked": {}}', '{"options": {}, "asked": {}}'])
+def test_a_manifest_that_is_none_is_named(llama, tokens, tmp_path, capsys, content):
     place = tmp_path / llama.name / "magnitude-uniform-0.6-seed0"
     place.mkdir(parents=True)
-    (place / "manifest.json").write_text("[]")
+    (place / "manifest.json").write_text(content)
     assert sweep.main(arguments(llama, tokens, tmp_path)) == 2
     assert "is no manifest" in capsys.readouterr().err

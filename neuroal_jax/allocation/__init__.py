@@ -14,7 +14,7 @@ from neuroal_jax.output import write_json
 
 FORMAT = "neuroal-allocation-1"
 
-_ALPHA_LIMIT = 2  # AlphaPruning of the released code does not keep its numbers below 1
+_ALPHA_LIMIT = 1000  # AlphaPruning of the released code does not keep its numbers below 1
 
 # Sparsity of a linear: one number for all its rows, or float64 [out].
 Sparsity = float | np.ndarray

@@ -70,7 +70,8 @@ def tail_exponent(eigenvalues: np.ndarray) -> float:
     best, alpha_of_best = math.inf, math.nan
     for i in starts:
         n = len(x) - i
-        alpha = 1 + n / (logs[i:].sum() - n * logs[i])
+        with np.errstate(divide="ignore"):  # all equal from here on: infinite
+            alpha = 1 + n / (logs[i:].sum() - n * logs[i])
         distance = 1.0
         if alpha > 1:
             distance = float(np.abs(1 - (x[i:] / x[i]) ** (1 - alpha) - np.arange(n, dtype=np.float32) / n).max())
