@@ -42,7 +42,7 @@ COLUMNS = (
     "seqlen", "dense_token_ppl", "pruned_token_ppl",
     "search_seconds", "prune_seconds", "host_peak_mib", "device_peak_mib", "error",
 )  # fmt: skip
-_IMMATERIAL = {"out", "save_model", "overwrite", "dry_run", "candidate_batch"}  # to a run's result
+_IMMATERIAL = {"out", "save_model", "overwrite", "dry_run", "candidate_batch", "compilation_cache"}  # to a run's result
 _OF_THE_SEARCH = {"step", "block_lambdas", "row_lambdas", "search_samples"}
 
 

@@ -97,6 +97,9 @@ class PruneConfig:
         "compute dtype; auto is float32 on a CPU, else the checkpoint's own",
         (AUTO, "float32", "bfloat16", "float16"),
     )
+    compilation_cache: str = _option(
+        AUTO, "model", "directory that keeps compiled programs, or none; auto: the user's cache directory"
+    )
     out: str | None = _option(None, "output", "directory for masks.safetensors, allocation.json and manifest.json")
     save_model: str | None = _option(None, "output", "also write the pruned model as a Hugging Face checkpoint here")
     dry_run: bool = _option(False, "output", "print the plan, memory and output sizes; load no weights, write nothing")
@@ -124,6 +127,7 @@ class PruneConfig:
             "search_samples": _positive("search_samples", self.search_samples),
             "seqlen": _optional(_positive, "seqlen", self.seqlen),
             "seed": _whole("seed", self.seed, low=0),
+            "compilation_cache": _text("compilation_cache", self.compilation_cache),
             "out": _optional(_text, "out", self.out),
             "save_model": _optional(_text, "save_model", self.save_model),
             "dry_run": _boolean("dry_run", self.dry_run),

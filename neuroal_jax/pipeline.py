@@ -24,6 +24,7 @@ from neuroal_jax.allocation.neuroal.search import Found, Lambdas, lambdas_for, s
 from neuroal_jax.block_ops import Method
 from neuroal_jax.budget import count, fit_mean, prunable_weights
 from neuroal_jax.checkpoint import Checkpoint, open_checkpoint
+from neuroal_jax.compilation import use_cache
 from neuroal_jax.config import ALLOCATIONS, AUTO, PruneConfig
 from neuroal_jax.data import Windows, default_seqlen, reader_for
 from neuroal_jax.errors import UserError
@@ -83,6 +84,7 @@ def prune(config: PruneConfig) -> PruneResult:
     Raises:
         UserError: For anything in the options, the model or the data that cannot be used. Nothing is left behind then.
     """
+    use_cache(config.compilation_cache)
     clock = _Clock()
     with clock("read"):
         task = _open(config)

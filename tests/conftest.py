@@ -1,15 +1,22 @@
 """Shared fixtures: tiny random models made on the spot, and the optional folder of real models and goldens."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(
+    prefix="neuroal-tests-"
+)  # programs compiled in one test serve the others
 
 import numpy as np
 import pytest
 
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 DATA = Path(os.environ.get("NEUROAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 LLAMA = {

@@ -202,7 +202,8 @@ def test_every_option_is_a_flag_and_a_yaml_key(tmp_path, method):
         "model": "a", "sparsity": 0.25, "pruner": "magnitude", "allocation": "uniform", "step": "block",
         "block_lambdas": (0.1, 0.2), "row_lambdas": (0.3,), "candidate_batch": 3, "budget": "reference",
         "calib": "c.txt", "nsamples": 5, "search_samples": 2, "seqlen": 7, "seed": 9, "eval": "none",
-        "dtype": "float16", "out": "b", "save_model": "c", "dry_run": True, "overwrite": True, **method,
+        "dtype": "float16", "compilation_cache": "z", "out": "b", "save_model": "c", "dry_run": True, "overwrite": True,
+        **method,
     }  # fmt: skip
     assert set(options) | set().union(*METHODS) == set(PruneConfig.__dataclass_fields__)
     expected = PruneConfig(**options)
