@@ -54,10 +54,18 @@ def check_scores(scores, expected, case):
 
 
 def check_allocation(allocation, expected):
-    """Every linear within 1e-5; the record has the mean, least and largest row where rows differ."""
+    """Every linear within 1e-5; the record has the mean, least and largest row where rows differ.
+
+    Under grouped-query attention its numbers are of as many rows as there are queries, of which k and v use the first:
+    there only the range can be compared.
+    """
     for key, value in expected.items():
         linear, block = key.rsplit("-", 1)
         rows = np.atleast_1d(allocation.blocks[int(block)][linear])
+        queries = np.atleast_1d(allocation.blocks[int(block)]["self_attn.q_proj"])
+        if isinstance(value, dict) and linear[-6:] in ("k_proj", "v_proj") and len(rows) < len(queries):
+            assert value["min"] - 1e-5 <= rows.min() <= rows.max() <= value["max"] + 1e-5, key
+            continue
         recorded = value if isinstance(value, dict) else dict.fromkeys(("mean", "min", "max"), value)
         found = {"mean": rows.mean(), "min": rows.min(), "max": rows.max()}
         assert found == pytest.approx(recorded, abs=1e-5), key
