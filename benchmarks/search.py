@@ -1,80 +1,235 @@
-"""A whole run on a Llama of a given shape with random weights: seconds per phase, memory, traces.
+"""A whole run on a Llama of a given shape with random weights: where the time goes, and how it grows.
 
-python -m benchmarks.search [--preset tiny|88m] [--json]
+python -m benchmarks.search [--preset tiny|88m|1b|7b|70b-block] [--pruner wanda|sparsegpt] [--json] [--growth]
 """
 
 import argparse
 import json
+import math
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
 import neuroal_jax
+from neuroal_jax import block_ops
+from neuroal_jax.allocation.neuroal import block_step
+from neuroal_jax.block_ops import Method, Weights
+from neuroal_jax.budget import count
+from neuroal_jax.checkpoint import Checkpoint, open_checkpoint
 from neuroal_jax.models import family_of
 from neuroal_jax.models.causal_lm import abstract_params
 from neuroal_jax.models.family import expand
+from neuroal_jax.walk import Walk
+
+
+def shape(hidden: int, mlp: int, blocks: int, heads: int, kv_heads: int, vocab: int = 2048) -> dict[str, int]:
+    """A Llama's sizes under their names in config.json."""
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+    }
+
 
 PRESETS = {
-    "tiny": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 8},
-    "88m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "tiny": shape(256, 688, 4, 8, 8),
+    "88m": shape(768, 2048, 12, 12, 12),
+    "1b": shape(2048, 8192, 16, 32, 8),
+    "7b": shape(4096, 11008, 32, 32, 32),
+    "70b-block": shape(8192, 28672, 1, 64, 8),
 }
 
 
-def write_random_llama(directory: Path, preset: str) -> None:
-    """A checkpoint of random fp32 weights, vocabulary 2048."""
-    config = {"model_type": "llama", "vocab_size": 2048, "max_position_embeddings": 2048, **PRESETS[preset]}
+def write_random_llama(directory: Path, sizes: dict[str, int], dtype: str) -> None:
+    """A checkpoint of random weights, in one file per block."""
+    config = {"model_type": "llama", "max_position_embeddings": 2048, **sizes}
     (directory / "config.json").write_text(json.dumps(config))
     family = family_of(config)
     parsed = family.parse_config(config)
     shapes, rng = abstract_params(family, parsed), np.random.default_rng(0)
-    tensors = {}
-    for name, (rule, _) in expand(family.rules(parsed), parsed.num_hidden_layers).items():
-        shape = shapes[rule.flax].shape[::-1] if rule.transpose else shapes[rule.flax].shape
-        spread = 1.0 if len(shape) == 1 else 0.02
-        tensors[name] = rng.normal(len(shape) == 1, 0.1 * spread if len(shape) == 1 else spread, shape).astype(
-            np.float32
-        )
-    save_file(tensors, directory / "model.safetensors")
+    stored = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+    files: dict[str, dict[str, np.ndarray]] = {}
+    for name, (rule, block) in expand(family.rules(parsed), parsed.num_hidden_layers).items():
+        size = shapes[rule.flax].shape[::-1] if rule.transpose else shapes[rule.flax].shape
+        values = rng.standard_normal(size, dtype=np.float32)
+        values = 1 + 0.1 * values if len(size) == 1 else 0.02 * values
+        file = f"model-block{block:03d}.safetensors" if "{block}" in rule.hf else "model-rest.safetensors"
+        files.setdefault(file, {})[name] = values.astype(stored)
+    for file, tensors in files.items():
+        save_file(tensors, directory / file)
+    places = {name: file for file, tensors in files.items() for name in tensors}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
-def measure(preset: str, samples: int, seqlen: int) -> dict[str, Any]:
-    """Runs both steps with Wanda at 70%; 8 search sequences."""
-    with tempfile.TemporaryDirectory() as scratch:
+def peak(dtype: str) -> float:
+    """Operations per second of large square matrix products, the best of several."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda x: jnp.matmul(x, x, precision=jax.lax.Precision.HIGHEST))
+    return 2 * size**3 / min(seconds(product, x) for _ in range(5))
+
+
+def seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    """Wall seconds of a second call."""
+    jax.block_until_ready(function(*arguments))
+    start = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - start
+
+
+def operations(checkpoint: Checkpoint, sequences: int, seqlen: int) -> tuple[float, float]:
+    """Operations of one block's dense run, up to the last linear's input, and of its pruned run."""
+    shapes, config = checkpoint.linear_shapes(), checkpoint.config
+    tokens = sequences * seqlen
+    products = 2 * tokens * sum(math.prod(size) for size in shapes.values())
+    last = 2 * tokens * math.prod(shapes[checkpoint.family.linears[-1].name])
+    attention = 2 * tokens * seqlen * config.num_attention_heads * config.head_dim  # causal: half of all pairs
+    return products - last + attention, products + attention
+
+
+def parts(checkpoint: Checkpoint, dtype: str, windows: np.ndarray, batch: int) -> dict[str, float]:
+    """Seconds of the three parts of one block with `batch` candidates, each compiled on its own."""
+    walk = Walk(checkpoint, Method("wanda"), dtype, len(windows))
+    _, weights = next(iter(walk._blocks()))
+    hidden = walk._embed([windows])[0]
+    together = jnp.broadcast_to(hidden, (batch, *hidden.shape)) + 0
+    shapes, linears = checkpoint.linear_shapes(), list(checkpoint.linear_shapes())
+    quotas = count(block_step.candidate(0.7, 0.1, linears, checkpoint.num_blocks), shapes, "exact", 0.7)[0]
+    quotas = jax.tree.map(lambda leaf: np.stack([leaf] * batch), quotas)
+
+    def dense(hidden: jax.Array) -> Any:
+        return block_ops.collect(block_ops._forward(walk.spec, weights, hidden)[1], {"squares"})
+
+    def select(statistics: Any, quotas: Any) -> Any:
+        return block_ops._prune(walk.spec, weights, statistics, quotas).masks
+
+    def pruned(hidden: jax.Array, masks: Any) -> Any:
+        kept = {name: jnp.where(mask, weights.linears[name], 0) for name, mask in masks.items()}
+        hidden, inputs = block_ops._forward(walk.spec, Weights(kept, weights.rest), hidden)
+        return hidden, block_ops.collect(inputs, {"squares"})
+
+    dense, select, pruned = (jax.jit(jax.vmap(function)) for function in (dense, select, pruned))
+    statistics = dense(together)
+    masks = select(statistics, quotas)
+    return {
+        "dense": seconds(dense, together),
+        "selection": seconds(select, statistics, quotas),
+        "pruned": seconds(pruned, together, masks),
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs NeuroAL at 70% on random tokens and takes it apart."""
+    compiled: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, duration, **_: compiled.append(duration) if name.endswith("backend_compile_duration") else None
+    )
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         root = Path(scratch)
-        write_random_llama(root, preset)
-        np.save(root / "ids.npy", np.random.default_rng(1).integers(0, 2048, (samples, seqlen)))
+        write_random_llama(root, PRESETS[options.preset], options.dtype)
+        windows = np.random.default_rng(1).integers(0, 2048, (options.samples, options.seqlen))
+        np.save(root / "ids.npy", windows)
         config = neuroal_jax.PruneConfig(
             model=str(root),
             sparsity=0.7,
+            pruner=options.pruner,
             calib=str(root / "ids.npy"),
             eval="none",
-            nsamples=samples,
+            nsamples=options.samples,
+            dtype=options.dtype,
+            compilation_cache="none",
             out=str(root / "out"),
         )
-        return dict(neuroal_jax.prune(config).manifest)
+        manifest = neuroal_jax.prune(config).manifest
+        compile_seconds = sum(compiled)
+        checkpoint = open_checkpoint(str(root))
+        few = windows[: config.search_samples]
+        batch = max(1, manifest["candidate_batch"])
+        split = parts(checkpoint, options.dtype, few, batch) if options.pruner == "wanda" else {}
+        dense, pruned = operations(checkpoint, len(few), options.seqlen)
+        _, final = operations(checkpoint, options.samples, options.seqlen)
+    walks = sum(len(scores) for scores in manifest["scores"].values()) + bool(manifest["scores"]["row"])
+    needed = checkpoint.num_blocks * (walks * (dense + pruned) + 2 * final)
+    spent = manifest["seconds"]["search"] + manifest["seconds"]["prune"] - compile_seconds
+    best = peak(options.dtype)
+    batches = checkpoint.num_blocks * walks / batch
+    return {
+        "device": jax.local_devices()[0].device_kind,
+        "peak_operations_per_second": best,
+        "operations": needed,
+        "seconds": {**manifest["seconds"], "compile": round(compile_seconds, 2), "search_and_prune": round(spent, 2)},
+        "parts_of_the_search": {name: round(value * batches, 2) for name, value in split.items()},
+        "share_of_peak": needed / spent / best,
+        "memory_bytes": manifest["memory_bytes"],
+        "candidate_batch": manifest["candidate_batch"],
+        "traces": manifest["traces"],
+    }
+
+
+def growth(dtype: str) -> dict[str, float]:
+    """By which power the search's time grows with blocks, candidates, sequences and width, each doubled alone."""
+    base = {"blocks": 3, "candidates": 6, "sequences": 4, "width": 256}
+
+    def search_seconds(blocks: int, candidates: int, sequences: int, width: int) -> float:
+        with tempfile.TemporaryDirectory() as scratch:
+            write_random_llama(Path(scratch), shape(width, 3 * width, blocks, width // 64, width // 64), dtype)
+            checkpoint = open_checkpoint(scratch)
+            shapes = checkpoint.linear_shapes()
+            lambdas = np.linspace(0.01, 0.25, candidates)
+            counts = [count(block_step.candidate(0.7, x, list(shapes), blocks), shapes, "exact", 0.7) for x in lambdas]
+            windows = np.random.default_rng(1).integers(0, 2048, (sequences, 256))
+            walk = Walk(checkpoint, Method("wanda"), dtype, sequences)
+            walk.search(windows, counts, 6)
+            times = []
+            for _ in range(3):
+                start = time.perf_counter()
+                walk.search(windows, counts, 6)
+                times.append(time.perf_counter() - start)
+            return min(times)
+
+    first = search_seconds(**base)
+    return {name: math.log2(search_seconds(**{**base, name: 2 * value}) / first) for name, value in base.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A run on random weights: seconds per phase, memory, traces.")
+    parser = argparse.ArgumentParser(description="A run on random weights: where the time goes, how it grows.")
     parser.add_argument("--preset", default="tiny", choices=PRESETS)
-    parser.add_argument("--samples", type=int, default=16, help="calibration sequences")
+    parser.add_argument("--pruner", default="wanda", choices=["wanda", "sparsegpt"])
+    parser.add_argument("--samples", type=int, default=16, help="calibration sequences, of which the search uses 8")
     parser.add_argument("--seqlen", type=int, default=256)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--scratch", default=None, help="directory for the random model (default: the system's)")
+    parser.add_argument("--growth", action="store_true", help="measure how the time grows instead")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    manifest = measure(options.preset, options.samples, options.seqlen)
-    result = {key: manifest[key] for key in ("seconds", "memory_bytes", "traces", "candidate_batch")}
+    if options.growth:
+        exponents = growth(options.dtype)
+        print(json.dumps(exponents) if options.json else "\n".join(f"{k}: {v:.2f}" for k, v in exponents.items()))
+        return
+    result = measure(options)
     if options.json:
         print(json.dumps(result))
         return
-    print(f"{options.preset} on {jax.local_devices()[0].device_kind}, {options.samples} sequences of {options.seqlen}")
-    for phase, value in result["seconds"].items():
-        print(f"{phase:>12}: {value:8.2f} s")
+    print(f"{options.preset} on {result['device']}, {options.samples} sequences of {options.seqlen}, {options.dtype}")
+    print(f"matrix products: {result['peak_operations_per_second'] / 1e9:.0f} G operations per second at best")
+    print(f"operations needed: {result['operations'] / 1e9:.0f} G; share of the peak: {result['share_of_peak']:.0%}")
+    for title in ("seconds", "parts_of_the_search"):
+        print(f"{title.replace('_', ' ')}:")
+        for phase, value in result[title].items():
+            print(f"{phase:>18}: {value:8.2f}")
     for name, value in result["memory_bytes"].items():
-        print(f"{name}: {value / 2**30:.2f} GiB")
+        print(f"{name}: {'unknown' if value is None else f'{value / 2**30:.2f} GiB'}")
     print(f"traces: {result['traces']}; candidates per batch: {result['candidate_batch']}")
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 # Attention scores of this many bytes at a time: on a CPU they stay in the cache, an accelerator wants width.
 SCORE_BYTES = {"cpu": 4 * 2**20}
 SCORE_BYTES_ELSEWHERE = 256 * 2**20
+_QUERY_CHUNKS = 4
 
 
 def score_bytes() -> int:
@@ -153,7 +155,8 @@ def causal_attention(
 ) -> Float[Array, "b t n h"]:
     """Causal softmax attention, n query heads sharing g key/value heads in order.
 
-    A few sequences at a time, so that `tokens x tokens` scores never exist for the whole batch.
+    A few sequences at a time, so that `tokens x tokens` scores never exist for the whole batch; and a part of the
+    queries at a time, so that of the pairs which the mask excludes only few are computed.
 
     Args:
         q: Queries.
@@ -163,22 +166,50 @@ def causal_attention(
         softcap: Bound that the scores approach, or None.
         window: How many positions a token sees, itself included; None: all before it.
     """
-    batch, tokens, heads, head_dim = q.shape
+    tokens, heads, head_dim = q.shape[1:]
     groups = k.shape[2]
-    back = jnp.arange(tokens)[:, None] - jnp.arange(tokens)
-    visible = back >= 0 if window is None else (back >= 0) & (back < window)
 
-    def one(qkv: tuple[Array, Array, Array]) -> Array:
-        query, key, value = qkv
-        query = query.reshape(tokens, groups, heads // groups, head_dim)
-        precision = jax.lax.Precision.HIGHEST
-        scores = jnp.einsum("tgrh,sgh->grts", query, key, precision=precision, preferred_element_type=jnp.float32)
+    edges = [tokens * i // _QUERY_CHUNKS for i in range(_QUERY_CHUNKS + 1)]
+    precision = jax.lax.Precision.HIGHEST
+
+    def some_queries(begin: int, end: int, query: Array, key: Array, value: Array, window: Array) -> Array:
+        """Queries `begin` to `end`; no key after the last of them is looked at."""
+        query, key, value = query[:, :, begin:end], key[:, :end], value[:, :end]
+        back = jnp.arange(begin, end)[:, None] - jnp.arange(end)
+        visible = (back >= 0) & (back < window)
+        scores = jnp.einsum("grth,gsh->grts", query, key, precision=precision, preferred_element_type=jnp.float32)
         scores = jnp.where(visible, softcapped(scores * scale, softcap), -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        out = jnp.einsum("grts,sgh->tgrh", weights, value, precision=precision)
-        return out.reshape(tokens, heads, head_dim)
+        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        mixed = jnp.einsum(
+            "grts,gsh->grth",
+            weights.astype(value.dtype),
+            value,
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
+        return (mixed / total).astype(value.dtype)
 
-    together = max(1, min(batch, score_bytes() // (4 * heads * tokens * tokens)))
-    if together == batch:
-        return jax.vmap(one)((q, k, v))
-    return jax.lax.map(one, (q, k, v), batch_size=together)
+    def one(query: Array, key: Array, value: Array, window: Array) -> Array:
+        query = query.reshape(tokens, groups, heads // groups, head_dim).transpose(1, 2, 0, 3)
+        key, value = key.transpose(1, 0, 2), value.transpose(1, 0, 2)
+        parts = [some_queries(*ends, query, key, value, window) for ends in pairwise(edges) if ends[0] < ends[1]]
+        return jnp.concatenate(parts, axis=2).transpose(2, 0, 1, 3).reshape(tokens, heads, head_dim)
+
+    @jax.custom_batching.custom_vmap
+    def attend(q: Array, k: Array, v: Array, window: Array) -> Array:
+        together = max(1, min(q.shape[0], score_bytes() // (4 * heads * tokens * tokens)))
+        if together == q.shape[0]:
+            return jax.vmap(one, (0, 0, 0, None))(q, k, v, window)
+        return jax.lax.map(lambda qkv: one(qkv[0], qkv[1], qkv[2], window), (q, k, v), batch_size=together)
+
+    @attend.def_vmap
+    def attend_batch(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
+        """Batches (of lambda candidates, say) are more sequences: otherwise all of them would have scores at a time."""
+        *qkv, window = arrays
+        assert not batched[3], "a block has one window"
+        whole = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(qkv, batched, strict=False)]
+        flat = [x.reshape(-1, *x.shape[2:]) for x in whole]
+        return attend(*flat, window).reshape(whole[0].shape), True
+
+    return attend(q, k, v, jnp.asarray(tokens if window is None else window, jnp.int32))
