@@ -23,7 +23,8 @@ lint: $(DEV)/installed
 
 bench: $(DEV)/installed
 	$(DEV)/bin/python -m benchmarks.selection
-	$(DEV)/bin/python -m benchmarks.search
+	$(DEV)/bin/python -m benchmarks.search --preset 88m
+	$(DEV)/bin/python -m benchmarks.search --growth
 
 bench-quality: $(DEMO)/installed
 	$(DEMO)/bin/python -m eval.sweep --models demo --pruners magnitude,wanda,multiflow,sparsegpt \

@@ -89,7 +89,9 @@ def prune(config: PruneConfig) -> PruneResult:
     with clock("read"):
         task = _open(config)
     if config.dry_run:
-        plan = _plan(task, None, None)
+        # Token files are quick to read, and say how long their sequences are; texts are not.
+        tokens_only = _is_tokens(config.calib) and _is_tokens(config.eval, "none")
+        plan = _plan(task, *(_read_data(task) if tokens_only else (None, None)))
         console.print_plan(plan, task.checkpoint, config.model, task.sparsity)
         return PruneResult(None, plan, {})
     target = Path(config.out or "")
@@ -168,6 +170,10 @@ def _holds_a_model(target: Path) -> bool:
         return False
 
 
+def _is_tokens(source: str, *others: str) -> bool:
+    return source in others or source.endswith((".npy", ".npz"))
+
+
 def _stage_model(config: PruneConfig, out: Path, stack: ExitStack) -> Path | None:
     if config.model_directory is None:
         return None
@@ -200,6 +206,7 @@ def _plan(task: Task, calibration: Windows | None, evaluation: Windows | None) -
         dtype=config.dtype,
         save_model=config.save_model is not None or PRUNERS[config.pruner].updates_weights,
         method=_method(config),
+        reads_text=not (_is_tokens(config.calib) and _is_tokens(config.eval, "none")),
     )
     return make_plan(task.checkpoint, work, config.candidate_batch)
 

@@ -9,6 +9,7 @@ The formula, with C candidates per batch out of K, N search sequences of T token
              the widest linear three times, all fp32
            + with DSnoT, outside of the search: sorts of the widest linear
            + attention scores of a few sequences           (a constant bound)
+    host   = Python, JAX and compiled programs (constants) + masks + device where that is the host's own memory
 """
 
 import math
@@ -25,7 +26,9 @@ from neuroal_jax.walk import candidates_together
 
 _SELECTION_BYTES = 14  # per weight: fp32 score, its sortable bits, ranks of ties, flags
 _REFINEMENT_BYTES = 36  # per weight: contributions, scores, gains, two sorts with their keys
-_RUNTIME_BYTES = 700 * 2**20  # Python, JAX and compiled programs
+_RUNTIME_BYTES = 420 * 2**20  # Python and JAX
+_TEXT_BYTES = 270 * 2**20  # tokenizer and data sets
+_COMPILER_BYTES = {"search": 215 * 2**20, "hessian": 130 * 2**20, "dsnot": 100 * 2**20}  # for the largest program
 _USABLE = 0.8  # share of free memory to plan with
 
 
@@ -43,6 +46,7 @@ class Workload:
         dtype: Compute dtype.
         save_model: Whether the pruned model is written too.
         method: How weights are chosen.
+        reads_text: Whether calibration or evaluation is text, not token ids.
     """
 
     steps: list[int]
@@ -54,6 +58,7 @@ class Workload:
     dtype: str
     save_model: bool
     method: Method
+    reads_text: bool
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,23 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
         prunable=prunable_weights(shapes, checkpoint.num_blocks),
         candidate_batch=batch,
         device_peak=device,
-        host_peak=_RUNTIME_BYTES + mask_bytes + (device if on_host else 2 * block),
+        host_peak=_runtime_bytes(work) + mask_bytes + (device if on_host else 2 * block),
         device_available=available,
         output_bytes=mask_bytes + (model_bytes if work.save_model else 0),
     )
+
+
+def _runtime_bytes(work: Workload) -> int:
+    programs = [
+        _COMPILER_BYTES[name]
+        for name, compiled in (
+            ("search", bool(work.steps)),
+            ("hessian", "hessian" in work.method.needs),
+            ("dsnot", work.method.refine is not None),
+        )
+        if compiled
+    ]
+    return _RUNTIME_BYTES + _TEXT_BYTES * work.reads_text + max(programs, default=0)
 
 
 def checkpoint_dtype(name: str) -> str:

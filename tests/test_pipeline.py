@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -452,3 +453,12 @@ def test_updated_weights_that_the_dtype_cannot_hold_are_named(make_llama, tokens
     with pytest.raises(neuroal_jax.UserError, match=r"layers\.2\.mlp\.down_proj\.weight.*not finite in float16"):
         run(model, tokens, tmp_path / "out", pruner="sparsegpt", allocation="uniform", eval="none")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_token_files_knows_their_length(llama, tokens):
+    config = {"model": str(llama), "sparsity": 0.7, "dry_run": True, "calib": str(tokens), "eval": str(tokens)}
+    found = neuroal_jax.prune(neuroal_jax.PruneConfig(**config)).plan
+    given = neuroal_jax.prune(neuroal_jax.PruneConfig(**config, seqlen=16)).plan
+    assert found == replace(given, device_available=found.device_available)
+    with pytest.raises(neuroal_jax.UserError, match="no such file"):
+        neuroal_jax.prune(neuroal_jax.PruneConfig(**{**config, "eval": "missing.npz"}))
