@@ -98,7 +98,9 @@ class PruneConfig:
         (AUTO, "float32", "bfloat16", "float16"),
     )
     compilation_cache: str = _option(
-        AUTO, "model", "directory that keeps compiled programs, or none; auto: the user's cache directory"
+        AUTO,
+        "model",
+        "directory that keeps compiled programs, or none; auto: the user's cache directory, for the command only",
     )
     out: str | None = _option(None, "output", "directory for masks.safetensors, allocation.json and manifest.json")
     save_model: str | None = _option(None, "output", "also write the pruned model as a Hugging Face checkpoint here")

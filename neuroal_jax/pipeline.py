@@ -84,7 +84,8 @@ def prune(config: PruneConfig) -> PruneResult:
     Raises:
         UserError: For anything in the options, the model or the data that cannot be used. Nothing is left behind then.
     """
-    use_cache(config.compilation_cache)
+    if config.compilation_cache != AUTO:
+        use_cache(config.compilation_cache)
     clock = _Clock()
     with clock("read"):
         task = _open(config)

@@ -30,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with termination_interrupts():
             config = parse_arguments(arguments)
-            from neuroal_jax import pipeline
+            from neuroal_jax import compilation, pipeline
 
+            compilation.use_cache(config.compilation_cache)
             pipeline.prune(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -123,6 +123,27 @@ def test_attention_in_slices_equals_attention_at_once(monkeypatch):
     np.testing.assert_allclose(at_once, jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=1e-5)
 
 
+@pytest.mark.parametrize("slices", [False, True])
+def test_attention_has_the_gradient_of_plain_attention_and_the_same_value_under_vmap(monkeypatch, slices):
+    from neuroal_jax.models import layers
+
+    if slices:
+        monkeypatch.setitem(layers.SCORE_BYTES, "cpu", 1)
+    q, k, v = (jax.random.normal(jax.random.key(i), (3, 10, heads, 6)) for i, heads in enumerate((4, 2, 2)))
+
+    def ours(q, k, v):
+        return layers.causal_attention(q, k, v, scale=6**-0.5)
+
+    def gradients(attention):
+        return jax.grad(lambda *qkv: jnp.sum(attention(*qkv) ** 2), (0, 1, 2))(q, k, v)
+
+    expected = gradients(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True))
+    for found, plain in zip(gradients(ours), expected, strict=True):
+        np.testing.assert_allclose(found, plain, atol=1e-5)
+    together = jax.vmap(ours, (0, None, 0))(jnp.stack([q, 2 * q]), k, jnp.stack([v, 3 * v]))
+    np.testing.assert_allclose(together[1], ours(2 * q, k, 3 * v), atol=1e-5)
+
+
 ONE_OF_EACH = {
     "Gemma": {"head_dim": 8, **SMALL},
     "Gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},

@@ -196,20 +196,39 @@ def causal_attention(
         parts = [some_queries(*ends, query, key, value, window) for ends in pairwise(edges) if ends[0] < ends[1]]
         return jnp.concatenate(parts, axis=2).transpose(2, 0, 1, 3).reshape(tokens, heads, head_dim)
 
-    @jax.custom_batching.custom_vmap
     def attend(q: Array, k: Array, v: Array, window: Array) -> Array:
         together = max(1, min(q.shape[0], score_bytes() // (4 * heads * tokens * tokens)))
         if together == q.shape[0]:
             return jax.vmap(one, (0, 0, 0, None))(q, k, v, window)
         return jax.lax.map(lambda qkv: one(qkv[0], qkv[1], qkv[2], window), (q, k, v), batch_size=together)
 
-    @attend.def_vmap
-    def attend_batch(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
-        """Batches (of lambda candidates, say) are more sequences: otherwise all of them would have scores at a time."""
+    return _more_sequences(attend)(q, k, v, jnp.asarray(tokens if window is None else window, jnp.int32))
+
+
+def _more_sequences(attend: Callable[..., Array]) -> Callable[..., Array]:
+    """Lets `vmap` (over lambda candidates, say) give `attend(q, k, v, window)` more sequences instead of a new axis.
+
+    With a new axis, all candidates would have scores at a time.
+    """
+    batched_as_sequences = jax.custom_batching.custom_vmap(attend)
+
+    @batched_as_sequences.def_vmap
+    def rule(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
         *qkv, window = arrays
         assert not batched[3], "a block has one window"
         whole = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(qkv, batched, strict=False)]
         flat = [x.reshape(-1, *x.shape[2:]) for x in whole]
-        return attend(*flat, window).reshape(whole[0].shape), True
+        return batched_as_sequences(*flat, window).reshape(whole[0].shape), True
 
-    return attend(q, k, v, jnp.asarray(tokens if window is None else window, jnp.int32))
+    # Functions with a rule for vmap have no derivative of their own; fine-tuning needs one.
+    differentiable = jax.custom_vjp(lambda q, k, v, window: batched_as_sequences(q, k, v, window))
+
+    def forward(*arrays: Array) -> tuple[Array, tuple[Array, ...]]:
+        return batched_as_sequences(*arrays), arrays
+
+    def backward(arrays: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
+        q, k, v, window = arrays
+        return (*jax.vjp(lambda q, k, v: attend(q, k, v, window), q, k, v)[1](gradient), None)
+
+    differentiable.defvjp(forward, backward)
+    return differentiable
