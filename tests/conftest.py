@@ -4,20 +4,32 @@ import atexit
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(
-    prefix="neuroal-tests-"
-)  # programs compiled in one test serve the others
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="neuroal-tests-")  # nothing in the user's own
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # tests of the cache turn it on
 
 import numpy as np
 import pytest
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 DATA = Path(os.environ.get("NEUROAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+_MOST_MAPS = 20000
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps():
+    """Forgets compiled programs now and then: each takes memory maps, of which Linux gives a process some 65000."""
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+        sys.modules["jax"].clear_caches()
+
 
 LLAMA = {
     "vocab_size": 96,

@@ -21,7 +21,8 @@ def run(llama, tokens, out, cache, **environment):
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ, **environment},
+        cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true", **environment},
     )  # fmt: skip
     assert "Warning" not in done.stderr
     return int(done.stdout.split("hits ")[1])
