@@ -91,8 +91,7 @@ def prune(config: PruneConfig) -> PruneResult:
         task = _open(config)
     if config.dry_run:
         # Token files are quick to read, and say how long their sequences are; texts are not.
-        tokens_only = _is_tokens(config.calib) and _is_tokens(config.eval, "none")
-        plan = _plan(task, *(_read_data(task) if tokens_only else (None, None)))
+        plan = _plan(task, *((None, None) if _reads_text(config) else _read_data(task)))
         console.print_plan(plan, task.checkpoint, config.model, task.sparsity)
         return PruneResult(None, plan, {})
     target = Path(config.out or "")
@@ -171,8 +170,10 @@ def _holds_a_model(target: Path) -> bool:
         return False
 
 
-def _is_tokens(source: str, *others: str) -> bool:
-    return source in others or source.endswith((".npy", ".npz"))
+def _reads_text(config: PruneConfig) -> bool:
+    """Whether calibration or evaluation is text, not a file of token ids."""
+    sources = [config.calib] if config.eval == "none" else [config.calib, config.eval]
+    return not all(source.endswith((".npy", ".npz")) for source in sources)
 
 
 def _stage_model(config: PruneConfig, out: Path, stack: ExitStack) -> Path | None:
@@ -207,7 +208,7 @@ def _plan(task: Task, calibration: Windows | None, evaluation: Windows | None) -
         dtype=config.dtype,
         save_model=config.save_model is not None or PRUNERS[config.pruner].updates_weights,
         method=_method(config),
-        reads_text=not (_is_tokens(config.calib) and _is_tokens(config.eval, "none")),
+        reads_text=_reads_text(config),
     )
     return make_plan(task.checkpoint, work, config.candidate_batch)
 
