@@ -89,13 +89,28 @@ def seconds(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def operations(checkpoint: Checkpoint, sequences: int, seqlen: int) -> tuple[float, float]:
-    """Operations of one block's dense run, up to the last linear's input, and of its pruned run."""
+    """Operations of a block's run, and of one that stops at the last linear's input."""
     shapes, config = checkpoint.linear_shapes(), checkpoint.config
     tokens = sequences * seqlen
     products = 2 * tokens * sum(math.prod(size) for size in shapes.values())
     last = 2 * tokens * math.prod(shapes[checkpoint.family.linears[-1].name])
     attention = 2 * tokens * seqlen * config.num_attention_heads * config.head_dim  # causal: half of all pairs
-    return products - last + attention, products + attention
+    return products + attention, products - last + attention
+
+
+def operations_needed(checkpoint: Checkpoint, scores: dict[str, list[float]], search: Any, final: Any) -> float:
+    """Operations of a search over `scores` and of the final pruning, given `operations` of each one's sequences.
+
+    Dense runs stop at the last linear's input, as does the last block's pruned run; in the first block all candidates
+    of a step share their dense run.
+    """
+    blocks, steps = checkpoint.num_blocks, [len(step) for step in scores.values() if step]
+    alone = 1 if scores["row"] else 0  # the block step's winner walks once more
+    walks = sum(steps) + alone
+    whole, short = search
+    dense = short * ((blocks - 1) * walks + len(steps) + alone)
+    pruned = walks * (whole * (blocks - 1) + short)
+    return dense + pruned + final[1] * blocks + final[0] * (blocks - 1)
 
 
 def parts(checkpoint: Checkpoint, dtype: str, windows: np.ndarray, batch: int) -> dict[str, float]:
@@ -157,10 +172,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         few = windows[: config.search_samples]
         batch = max(1, manifest["candidate_batch"])
         split = parts(checkpoint, options.dtype, few, batch) if options.pruner == "wanda" else {}
-        dense, pruned = operations(checkpoint, len(few), options.seqlen)
-        _, final = operations(checkpoint, options.samples, options.seqlen)
-    walks = sum(len(scores) for scores in manifest["scores"].values()) + bool(manifest["scores"]["row"])
-    needed = checkpoint.num_blocks * (walks * (dense + pruned) + 2 * final)
+        needed = operations_needed(
+            checkpoint,
+            manifest["scores"],
+            operations(checkpoint, len(few), options.seqlen),
+            operations(checkpoint, options.samples, options.seqlen),
+        )
+    walks = sum(len(scores) for scores in manifest["scores"].values())
     spent = manifest["seconds"]["search"] + manifest["seconds"]["prune"] - compile_seconds
     best = peak(options.dtype)
     batches = checkpoint.num_blocks * walks / batch

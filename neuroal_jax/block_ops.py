@@ -145,31 +145,42 @@ class Aligned(NamedTuple):
     """What one block says about one candidate.
 
     Attributes:
-        hidden: The next block's input.
+        hidden: The next block's input; None where no one reads it.
         scores: One for each linear.
         differences: `D - S` of each input.
         damping: As in `PrunedBlock`.
     """
 
-    hidden: Float[Array, "b t d"]
+    hidden: Float[Array, "b t d"] | None
     scores: Float[Array, "linear"]
     differences: dict[str, Float[Array, "in"]]
     damping: dict[str, Int[Array, ""]]
 
 
-def _candidate(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"], quotas: Quotas) -> Aligned:
-    """Dense run, pruning and pruned run of one candidate. XLA drops the dense run's unused last product."""
+def _dense_run(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"]) -> dict[str, Statistics]:
+    """What a candidate's pruning and alignment take of every linear input. XLA drops the unused last product."""
+    needs = spec.method.pruner.needs | {"squares"}
+    inputs = _forward(spec, weights, hidden)[1]
+    statistics = collect(inputs, needs)
+    if "hessian" in needs:
+        statistics = {name: found._replace(hessian=hessian(inputs[name])) for name, found in statistics.items()}
+    return statistics
+
+
+def _pruned_run(
+    spec: BlockSpec,
+    weights: Weights,
+    hidden: Float[Array, "b t d"],
+    statistics: dict[str, Statistics],
+    quotas: Quotas,
+) -> Aligned:
+    """Prunes as one candidate says, runs the pruned block and compares."""
     sequences = hidden.shape[0]
     counted = 2 / jnp.arange(1, sequences + 1) if spec.method.discounted else jnp.ones(sequences)
 
     def pattern(statistics: dict[str, Statistics]) -> dict[str, Float[Array, "in"]]:
         return {name: norms(of_input.squares * counted[:, None]) for name, of_input in statistics.items()}
 
-    needs = spec.method.pruner.needs | {"squares"}
-    inputs = _forward(spec, weights, hidden)[1]
-    statistics = collect(inputs, needs)
-    if "hessian" in needs:
-        statistics = {name: found._replace(hessian=hessian(inputs[name])) for name, found in statistics.items()}
     dense = pattern(statistics)
     block = _prune(spec, weights, statistics, quotas)
     kept = {name: weight.astype(hidden.dtype) for name, weight in block.weights.linears.items()}
@@ -272,17 +283,54 @@ def apply_masks(linears: tuple[str, ...], weights: Weights, packed: dict[str, UI
     return Weights({name: masked(name) for name in linears}, weights.rest)
 
 
+@_compiled()
+def dense_run(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"]) -> dict[str, Statistics]:
+    """Statistics of the dense block: of one candidate, or of all where nothing is pruned before it."""
+    return _dense_run(spec, weights, hidden)
+
+
+@_compiled()
+def dense_runs(spec: BlockSpec, weights: Weights, hidden: Float[Array, "c b t d"]) -> dict[str, Statistics]:
+    """Statistics of the dense block behind every candidate's pruned blocks, `[candidate, ...]`."""
+    return jax.vmap(lambda hidden: _dense_run(spec, weights, hidden))(hidden)
+
+
 @_compiled(donate="hidden")
-def search(spec: BlockSpec, weights: Weights, hidden: Float[Array, "c b t d"], quotas: Quotas) -> Aligned:
+def search(
+    spec: BlockSpec,
+    weights: Weights,
+    hidden: Float[Array, "c b t d"],
+    statistics: dict[str, Statistics],
+    quotas: Quotas,
+) -> Aligned:
     """All candidates at once; `differences` are left out."""
-    aligned = jax.vmap(lambda hidden, quotas: _candidate(spec, weights, hidden, quotas))(hidden, quotas)
-    return aligned._replace(differences={})
+    run = jax.vmap(lambda *candidate: _pruned_run(spec, weights, *candidate))
+    return run(hidden, statistics, quotas)._replace(differences={})
+
+
+@_compiled()
+def search_last(
+    spec: BlockSpec,
+    weights: Weights,
+    hidden: Float[Array, "c b t d"],
+    statistics: dict[str, Statistics],
+    quotas: Quotas,
+) -> Aligned:
+    """`search` in the last block, whose output no one reads: XLA drops what only that takes."""
+    run = jax.vmap(lambda *candidate: _pruned_run(spec, weights, *candidate)._replace(hidden=None))
+    return run(hidden, statistics, quotas)._replace(differences={})
 
 
 @_compiled(donate="hidden")
-def align(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"], quotas: Quotas) -> Aligned:
+def align(
+    spec: BlockSpec,
+    weights: Weights,
+    hidden: Float[Array, "b t d"],
+    statistics: dict[str, Statistics],
+    quotas: Quotas,
+) -> Aligned:
     """One candidate, with the differences that the row step needs."""
-    return _candidate(spec, weights, hidden, quotas)
+    return _pruned_run(spec, weights, hidden, statistics, quotas)
 
 
 @_compiled()

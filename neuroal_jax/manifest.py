@@ -42,11 +42,12 @@ def describe_windows(windows: Windows | None) -> dict[str, Any] | None:
 
 
 def describe_search(found: Found) -> dict[str, Any]:
-    """The chosen lambdas, every candidate's score in order, and what OWL or AlphaPruning measured of every block."""
+    """The chosen lambdas, every candidate's score in order, the winner's alignment, and what OWL or Alpha measured."""
     return {
         "lambda_block": found.lambda_block,
         "lambda_row": found.lambda_row,
         "scores": {"block": found.scores_block, "row": found.scores_row},
+        "alignment": found.alignment,
         "measured": found.measured,
     }
 

@@ -102,8 +102,8 @@ class Walk:
 
     def search(
         self, windows: np.ndarray, candidates: list[Counts], batch: int, done: Done = lambda n: None
-    ) -> list[float]:
-        """The alignment score of each candidate: its sum over all linears of all blocks (float64 of fp32 terms).
+    ) -> np.ndarray:
+        """The alignment of each candidate, `[candidate, block, linear]` (fp32 values as float64); its sum is the score.
 
         Args:
             windows: Token ids `[n, tokens]`: the search set.
@@ -113,35 +113,38 @@ class Walk:
         """
         groups = [candidates[start : start + batch] for start in range(0, len(candidates), batch)]
         first = self._embed([windows])[0]
-        hidden = [jnp.broadcast_to(first, (batch, *first.shape)) for _ in groups]
-        scores = np.zeros((len(groups), batch))
+        hidden = [_repeated(first, batch) for _ in groups]
+        last = self.checkpoint.num_blocks - 1
+        scores = np.zeros((len(groups), batch, last + 1, len(self.spec.linears)))
         for block, weights in self._blocks():
+            shared = _repeated(block_ops.dense_run(self.spec, weights, first), batch) if block == 0 else None
             for index, group in enumerate(groups):
                 padded = group + [group[-1]] * (batch - len(group))
                 counts = jax.tree.map(lambda *leaves: np.stack(leaves), *(candidate[block] for candidate in padded))
-                aligned = block_ops.search(self.spec, weights, hidden[index], counts)
+                statistics = shared or block_ops.dense_runs(self.spec, weights, hidden[index])
+                run = block_ops.search_last if block == last else block_ops.search
+                aligned = run(self.spec, weights, hidden[index], statistics, counts)
                 hidden[index] = aligned.hidden
                 self._check_damping(block, aligned.damping)
-                per_linear = np.asarray(aligned.scores, dtype=np.float64)
-                self._check_finite(block, per_linear.sum(axis=0))
-                scores[index] += per_linear.sum(axis=1)
+                scores[index, :, block] = aligned.scores
+                self._check_finite(block, scores[index, :, block].sum(axis=0))
                 done(len(group))
-        return scores.reshape(-1)[: len(candidates)].tolist()
+        return scores.reshape(-1, *scores.shape[2:])[: len(candidates)]
 
-    def align(self, windows: np.ndarray, counts: Counts, done: Done = lambda n: None) -> tuple[float, Differences]:
-        """One candidate's score and, per block, the `D - S` of every input (fp32)."""
+    def align(self, windows: np.ndarray, counts: Counts, done: Done = lambda n: None) -> tuple[np.ndarray, Differences]:
+        """One candidate's alignment `[block, linear]` and, per block, the `D - S` of every input (fp32)."""
         hidden = self._embed([windows])[0]
-        score, differences = 0.0, []
+        scores, differences = [], []
         for block, weights in self._blocks():
-            aligned = block_ops.align(self.spec, weights, hidden, counts[block])
+            statistics = block_ops.dense_run(self.spec, weights, hidden)
+            aligned = block_ops.align(self.spec, weights, hidden, statistics, counts[block])
             self._check_damping(block, aligned.damping)
             hidden = aligned.hidden
-            per_linear = np.asarray(aligned.scores, dtype=np.float64)
-            self._check_finite(block, per_linear)
-            score += float(per_linear.sum())
+            scores.append(np.asarray(aligned.scores, dtype=np.float64))
+            self._check_finite(block, scores[-1])
             differences.append({name: np.asarray(value) for name, value in aligned.differences.items()})
             done(1)
-        return score, differences
+        return np.stack(scores), differences
 
     def prune(
         self,
@@ -301,6 +304,11 @@ class Walk:
 
 def _graph(build: Callable[[Any, nnx.Rngs], nnx.Module], config: Any) -> nnx.GraphDef:
     return nnx.graphdef(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))
+
+
+def _repeated(tree: Any, times: int) -> Any:
+    """The same arrays for every candidate."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (times, *x.shape)), tree)
 
 
 def candidates_together(sizes: list[int], limit: int) -> int:

@@ -130,7 +130,8 @@ def test_each_walk_function_is_traced_once(make_llama, tokens, tmp_path, blocks,
     jax.clear_caches()
     model = make_llama(num_hidden_layers=blocks)
     result = run(model, tokens, tmp_path / "out", block_lambdas=lambdas, row_lambdas=lambdas, candidate_batch=2)
-    walks = {"embed", "run", "input_statistics", "prune", "apply_masks", "search", "align", "window_losses"}
+    walks = {"embed", "run", "input_statistics", "prune", "apply_masks", "window_losses"}
+    walks |= {"dense_run", "dense_runs", "search", "search_last", "align"}
     traces = result.manifest["traces"]
     assert set(traces) == walks
     # The stem sees two shapes, the search's batch and the walk's; everything that walks the blocks sees one.

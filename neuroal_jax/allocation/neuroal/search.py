@@ -33,6 +33,7 @@ class Found:
         allocation: The winner.
         lambda_block: Its lambda in NeuroAL's block step, if that was searched; `lambda_row` likewise.
         scores_block: Every candidate's score in order; `scores_row` likewise.
+        alignment: Per block, what each linear adds to the winner's score; None without a search.
         measured: What other methods measured of every block, by name.
     """
 
@@ -41,6 +42,7 @@ class Found:
     lambda_row: float | None = None
     scores_block: list[float] = field(default_factory=list)
     scores_row: list[float] = field(default_factory=list)
+    alignment: list[dict[str, float]] | None = None
     measured: dict[str, list[float | None]] = field(default_factory=dict)
 
 
@@ -82,22 +84,33 @@ def search(
     def counted(allocation: Allocation) -> Counts:
         return count(allocation, shapes, budget, sparsity, walk.spec.method.competing)
 
+    def named(aligned: np.ndarray) -> list[dict[str, float]]:
+        names = [linear.name for linear in checkpoint.family.linears]
+        return [dict(zip(names, block, strict=True)) for block in aligned.tolist()]
+
     base, lambda_block, scores_block = uniform(sparsity, linears, checkpoint.num_blocks), None, []
     if lambdas.block:
         candidates = [block_step.candidate(sparsity, x, linears, checkpoint.num_blocks) for x in lambdas.block]
-        scores_block = walk.search(windows, [counted(candidate) for candidate in candidates], batch, done)
+        aligned = walk.search(windows, [counted(candidate) for candidate in candidates], batch, done)
+        scores_block = _scores(aligned)
         best = _best(scores_block, "block")
         base, lambda_block = candidates[best], lambdas.block[best]
-    if not lambdas.row:
-        return Found(base, lambda_block, None, scores_block)
+        if not lambdas.row:
+            return Found(base, lambda_block, None, scores_block, alignment=named(aligned[best]))
     # The winner walks once more, alone: its D - S then do not depend on which candidates it was batched with.
-    score, differences = walk.align(windows, counted(base), done)
-    scores_block = scores_block or [score]
+    alone, differences = walk.align(windows, counted(base), done)
+    scores_block = scores_block or _scores(alone[None])
     model = (checkpoint.family, checkpoint.config)
     candidates = [row_step.candidate(base, x, differences, model, shapes, budget) for x in lambdas.row]
-    scores_row = walk.search(windows, [counted(candidate) for candidate in candidates], batch, done)
+    aligned = walk.search(windows, [counted(candidate) for candidate in candidates], batch, done)
+    scores_row = _scores(aligned)
     best = _best(scores_row, "row")
-    return Found(candidates[best], lambda_block, lambdas.row[best], scores_block, scores_row)
+    return Found(candidates[best], lambda_block, lambdas.row[best], scores_block, scores_row, named(aligned[best]))
+
+
+def _scores(aligned: np.ndarray) -> list[float]:
+    """Every candidate's score, of its alignment `[candidate, block, linear]`."""
+    return aligned.sum(axis=2).sum(axis=1).tolist()
 
 
 def _best(scores: list[float], step: str) -> int:
