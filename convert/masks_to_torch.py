@@ -13,7 +13,7 @@ from neuroal_jax.cli import Parser
 from neuroal_jax.config import refuse_same_directory
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.locate import locate
-from neuroal_jax.masks import PackedMasks, check_pruned, check_source, pruned_problem, read_masks
+from neuroal_jax.masks import PackedMasks, check_pruned, masks_of, pruned_problem, read_masks
 from neuroal_jax.output import staged
 from neuroal_jax.tensors import SafetensorsSource, copy_edited, copy_side_files
 
@@ -73,13 +73,8 @@ def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = Fa
         UserError: If the masks were computed from other weights, or something cannot be read or written.
     """
     refuse_same_directory({"--model": model, "--out": str(out), "the masks' directory": str(masks_path.parent)})
-    masks, source = read_masks(masks_path), SafetensorsSource(locate(model))
-    if masks.updated_weights:
-        raise UserError(
-            f"{masks_path} alone does not hold the result, SparseGPT changed the kept weights too: use the model that "
-            "the run saved (--save-model; by default the directory 'model' beside the masks)"
-        )
-    check_source(masks, source, model)
+    source = SafetensorsSource(locate(model))
+    masks = masks_of(masks_path, source, model)
     with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale="model*.safetensors*") as staging:
         copy_edited(source, staging, masks.packed, masks.prune)
         copy_side_files(locate(model), staging)

@@ -1,64 +1,156 @@
-"""Token perplexity of a checkpoint, by this project's forward pass or by transformers in PyTorch.
+"""Token perplexity of a model, dense or pruned, by this project's forward pass or by transformers in PyTorch.
 
-python -m eval.perplexity --model DIR --text FILE [--backend torch]
+python -m eval.perplexity --model DIR [--masks FILE] [--text wikitext2,c4,ptb] [--backend torch] [--out FILE]
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from neuroal_jax.cli import Parser
+from neuroal_jax.config import HUB_TEXTS, sources
 from neuroal_jax.errors import UserError
 
+FORMAT = "neuroal-perplexity-1"
+_LOGITS = 2**27  # most logits of one call in PyTorch: 512 MiB in fp32
 
-def jax_perplexity(model: str, windows: np.ndarray, dtype: str) -> float:
-    """`exp(mean over windows of mean next-token loss)`; windows are token ids `[n, seqlen]`."""
+
+def jax_perplexity(model: str, windows: np.ndarray, dtype: str, masks: Path | None = None) -> float:
+    """`exp(mean over windows of mean next-token loss)`; windows are token ids `[n, seqlen]`.
+
+    Raises:
+        UserError: If the masks are of another model, or do not hold their result alone (SparseGPT).
+    """
     from neuroal_jax.block_ops import Method
     from neuroal_jax.checkpoint import open_checkpoint
-    from neuroal_jax.walk import Walk, batch_size
+    from neuroal_jax.masks import masks_of
+    from neuroal_jax.walk import BlockResult, Walk, batch_size
 
-    return Walk(
-        open_checkpoint(model), Method("magnitude"), dtype, batch_size(windows.shape[1], len(windows))
-    ).perplexity(windows)
+    checkpoint = open_checkpoint(model)
+    results = None
+    if masks is not None:
+        packed = masks_of(masks, checkpoint.source, model).packed
+        results = [BlockResult({}, {}, {}, {}) for _ in range(checkpoint.num_blocks)]
+        for name, (block, linear) in checkpoint.prunable().items():
+            results[block].packed[linear] = packed[name]
+    walk = Walk(checkpoint, Method("magnitude"), dtype, batch_size(windows.shape[1], len(windows)))
+    return walk.perplexity(windows, results)
 
 
-def torch_perplexity(model: str, windows: np.ndarray, dtype: str) -> float:
-    """The same number from transformers' own model, one window at a time."""
+def torch_perplexity(model: str, windows: np.ndarray, dtype: str, masks: Path | None = None) -> float:
+    """The same number from transformers' own model, on a GPU if PyTorch sees one."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from torch.nn.functional import cross_entropy
 
-    from neuroal_jax.locate import locate
+    from neuroal_jax.walk import batch_size
 
-    loaded = AutoModelForCausalLM.from_pretrained(
-        locate(model), dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
-    ).eval()
+    loaded = load_in_torch(model, dtype, masks)
+    count, seqlen = windows.shape
+    batch = max(1, min(batch_size(seqlen, count), _LOGITS // (seqlen * loaded.config.vocab_size)))
     losses = []
     with torch.no_grad():
-        for window in torch.from_numpy(windows.astype(np.int64)):
-            logits = loaded(window[None]).logits[0, :-1].float()
-            losses.append(torch.nn.functional.cross_entropy(logits, window[1:]).item())
-    return float(np.exp(np.mean(losses)))
+        for ids in torch.from_numpy(windows.astype(np.int64)).split(batch):
+            ids = ids.to(loaded.device)
+            logits = loaded(ids).logits[:, :-1].float()
+            losses.append(cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(dim=1).cpu())
+    return float(np.exp(torch.cat(losses).double().mean().item()))
+
+
+def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
+    """The model as transformers loads it, pruned by `masks`, on a GPU if PyTorch sees one.
+
+    Raises:
+        UserError: If transformers cannot load it, or the masks are not of this model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from neuroal_jax.locate import locate
+    from neuroal_jax.masks import masks_of
+    from neuroal_jax.tensors import SafetensorsSource
+
+    logging.disable_progress_bar()
+    path = locate(model)
+    if masks is not None:
+        masks_of(masks, SafetensorsSource(path), model)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many kinds
+        raise UserError(f"transformers cannot load {model} ({' '.join(str(error).split())[:200]})") from error
+    if masks is not None:
+        import_module("neuroal_jax.convert.masks_to_torch").apply_masks(loaded, masks)
+    return loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+BACKENDS = {"jax": jax_perplexity, "torch": torch_perplexity}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = Parser(prog="python -m eval.perplexity", description="Token perplexity of a checkpoint.")
+    parser = Parser(prog="python -m eval.perplexity", description="Token perplexity of a model, dense or pruned.")
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
-    parser.add_argument("--text", required=True, help="wikitext2, c4, ptb, demo, or a file as for --eval of the pruner")
+    parser.add_argument("--masks", type=Path, help="masks.safetensors of this model: measure it pruned")
+    parser.add_argument(
+        "--text",
+        metavar="LIST",
+        help="wikitext2, c4, ptb, demo, or files as for --eval of the pruner; wikitext2=FILE treats a local file as "
+        f"the text of that name (default: {','.join(HUB_TEXTS)}; demo for the demo model)",
+    )
     parser.add_argument("--seqlen", type=positive, default=None, help="tokens per window (default: 2048; 128 for demo)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="compute dtype")
-    parser.add_argument("--backend", default="jax", choices=["jax", "torch"], help="whose forward pass")
+    parser.add_argument("--backend", default="jax", choices=BACKENDS, help="whose forward pass")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results here, as JSON")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     try:
-        options = parser.parse_args(arguments)
-        windows = read_windows(options.model, options.text, options.seqlen)
-        measure = jax_perplexity if options.backend == "jax" else torch_perplexity
-        value = measure(options.model, windows, options.dtype)
+        measure(parser.parse_args(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"token_ppl@{windows.shape[1]} ({options.text}, {len(windows)} windows, {options.backend}): {value:.4f}")
     return 0
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures every text, prints a line for each, and writes what `--out` asks for.
+
+    Raises:
+        UserError: If the model, the masks or a text cannot be used, or `--out` not be written.
+    """
+    from neuroal_jax.checkpoint import open_checkpoint
+    from neuroal_jax.data import read_evaluations, reader_for
+    from neuroal_jax.manifest import describe_windows, versions
+    from neuroal_jax.output import check_new_file, publish_json
+
+    if options.out is not None:
+        check_new_file(options.out, overwrite=options.overwrite)
+    text = options.text or ("demo" if options.model == "demo" else ",".join(HUB_TEXTS))
+    reader = reader_for(open_checkpoint(options.model), options.model, options.seqlen)
+    evaluations = read_evaluations(reader, sources(text), "--text")
+    texts: dict[str, Any] = {}
+    for name, windows in evaluations.items():
+        value = BACKENDS[options.backend](options.model, windows.ids, options.dtype, options.masks)
+        count, seqlen = windows.ids.shape
+        texts[name] = {f"token_ppl@{seqlen}": value, **(describe_windows(windows) or {})}
+        print(f"token_ppl@{seqlen} ({windows.origin}, {count} windows, {options.backend}): {value:.4f}", flush=True)
+    result = {
+        "format": FORMAT,
+        "model": options.model,
+        "masks": None if options.masks is None else str(options.masks),
+        "backend": options.backend,
+        "dtype": options.dtype,
+        "texts": texts,
+        "versions": versions(),
+    }
+    if options.out is not None:
+        publish_json(options.out, result)
+    return result
 
 
 def positive(text: str) -> int:
@@ -67,14 +159,6 @@ def positive(text: str) -> int:
     if number < 1:
         raise ValueError
     return number
-
-
-def read_windows(model: str, text: str, seqlen: int | None) -> np.ndarray:
-    """Token ids `[n, seqlen]` of a text under a model's tokenizer."""
-    from neuroal_jax.checkpoint import open_checkpoint
-    from neuroal_jax.data import reader_for
-
-    return reader_for(open_checkpoint(model), model, seqlen).evaluation(text).ids
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from neuroal_jax.errors import IllegalCombination, UserError
 PRUNERS = ("magnitude", "wanda", "multiflow", "sparsegpt")
 ALLOCATIONS = ("uniform", "neuroal", "owl", "alpha")
 REFINEMENTS = ("none", "dsnot")
-TEXTS = ("c4", "wikitext2", "ptb", "demo")
+HUB_TEXTS = ("wikitext2", "c4", "ptb")
+TEXTS = (*HUB_TEXTS, "demo")
 LAMBDA_SETS = ("paper", "reference")
 AUTO = "auto"
 MAX_LAMBDA = 0.5  # densities span 2 * lambda, and no span exceeds 1
@@ -89,7 +90,8 @@ class PruneConfig:
     eval: str = _option(
         AUTO,
         "data",
-        "text for token perplexity before and after, as --calib, or none; auto: wikitext2, or demo for the demo model",
+        "texts for token perplexity before and after, as --calib, separated by commas, or none; "
+        "auto: wikitext2, or demo for the demo model",
     )
     dtype: str = _option(
         AUTO,
@@ -177,6 +179,11 @@ class PruneConfig:
             return os.path.join(self.out, "model")
         return self.save_model
 
+    @property
+    def evaluations(self) -> list[str]:
+        """The sources of `eval`, one by one; empty for none."""
+        return [] if self.eval == "none" else sources(self.eval)
+
     def plain(self) -> dict[str, Any]:
         """All options by name, as JSON and YAML have them."""
         values = ((option.name, getattr(self, option.name)) for option in fields(self))
@@ -187,6 +194,11 @@ class PruneConfig:
         if value == AUTO:
             return "reference" if self.budget == "reference" else "paper"
         return _lambdas(name, value)
+
+
+def sources(text: str) -> list[str]:
+    """Texts separated by commas; a file whose name has a comma stands alone."""
+    return [text] if os.path.isfile(text) else [os.path.expanduser(item.strip()) for item in text.split(",")]
 
 
 def refuse_same_directory(paths: Mapping[str, str | None]) -> None:

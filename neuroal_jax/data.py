@@ -2,19 +2,20 @@
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import random
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neuroal_jax.config import TEXTS
+from neuroal_jax.config import HUB_TEXTS, TEXTS
 from neuroal_jax.errors import UserError
 from neuroal_jax.locate import DEMO
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 DEFAULT_SEQLEN = 2048
 DEMO_SEQLEN = 128
 _C4_EVALUATION = (1100, 256)  # documents read, windows kept: the usual cut of C4's validation set
+_COLUMNS = {"c4": "text", "wikitext2": "text", "ptb": "sentence"}
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _HOPELESS = 20_000  # documents tried without finding a single one that is long enough
 
 Encode = Callable[[str], list[int]]
@@ -38,17 +41,32 @@ def default_seqlen(model: str) -> int:
 class Text:
     """Text before tokenisation: documents, each sampled on its own, or one long text (a single joined document)."""
 
-    documents: list[str]
+    documents: Sequence[str]
     joined: bool
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Token ids `[n, seqlen]` (int32) and where they come from."""
+    """Token ids and where they come from.
+
+    Attributes:
+        ids: int32 `[n, seqlen]`.
+        origin: The source as it was named.
+        bos: Where the tokenizer puts a BOS: `every window`, `every document` or `nowhere`; None for token files.
+        tokenizer: Its class, and the SHA-256 of its files; None for token files.
+        text_sha256: Of the documents; None for token files, and for calibration, which draws few of many.
+    """
 
     ids: np.ndarray
     origin: str
-    starts_with_bos: bool = False
+    bos: str | None = None
+    tokenizer: dict[str, str] | None = None
+    text_sha256: str | None = None
+
+    @property
+    def starts_with_bos(self) -> bool:
+        """Whether the first window begins with a BOS that the tokenizer put there."""
+        return self.bos not in (None, "nowhere")
 
     @property
     def sha256(self) -> str:
@@ -99,19 +117,21 @@ class Reader:
             return Windows(_sample([lambda: ids], samples, seqlen, seed, flag, joined=True), source)
         seqlen = self._length()
         text = _load_text(source, "train", flag)
-        encode, bos = _tokenizer(self.model, self.bos_every_window)
-        documents = [partial(_tokenise, encode, document) for document in text.documents]
+        tokenizer = _tokenizer(self.model, self.bos_every_window)
+        documents = [partial(_tokenise, tokenizer.encode, document) for document in text.documents]
         length = seqlen - self.bos_every_window
-        ids = self._begin_with(bos, _sample(documents, samples, length, seed, flag, joined=text.joined))
-        return Windows(self._check_ids(ids, flag), source, self.bos_every_window or _has_bos(encode, bos))
+        ids = _sample(documents, samples, length, seed, flag, joined=text.joined)
+        return self._windows(ids, source, flag, tokenizer)
 
-    def evaluation(self, source: str) -> Windows:
+    def evaluation(self, source: str, flag: str = "--eval") -> Windows:
         """Cuts a text into windows that do not overlap, dropping the tail; a 2-D array is used as it is.
+
+        `flag` is the command's name for it, in messages.
 
         Raises:
             UserError: As `calibration`.
         """
-        flag = f"--eval {source}"
+        flag = f"{flag} {source}"
         _check_exists(source, flag)
         if _is_token_file(source):
             ids = self._check_ids(_load_tokens(Path(source), "evaluation", flag), flag)
@@ -121,18 +141,21 @@ class Reader:
             return Windows(_cut(ids, self._length(), flag), source)
         seqlen = self._length()
         text = _load_text(source, "test", flag)
-        encode, bos = _tokenizer(self.model, self.bos_every_window)
-        ids = _tokenise(encode, " ".join(text.documents))
-        if source == "c4":
+        tokenizer = _tokenizer(self.model, self.bos_every_window)
+        whole = " ".join(text.documents)
+        ids = _tokenise(tokenizer.encode, whole)
+        if _named(source)[0] == "c4":
             ids = ids[: _C4_EVALUATION[1] * seqlen]
-        ids = self._begin_with(bos, _cut(ids, seqlen - self.bos_every_window, flag))
-        return Windows(self._check_ids(ids, flag), source, self.bos_every_window or _has_bos(encode, bos))
+        windows = self._windows(_cut(ids, seqlen - self.bos_every_window, flag), source, flag, tokenizer)
+        return replace(windows, text_sha256=hashlib.sha256(whole.encode()).hexdigest())
 
-    def _begin_with(self, bos: int | None, ids: np.ndarray) -> np.ndarray:
-        """Windows with BOS in front of each, for a family that wants it."""
-        if not self.bos_every_window:
-            return ids
-        return np.concatenate([np.full((len(ids), 1), bos, np.int32), ids], axis=1)
+    def _windows(self, ids: np.ndarray, source: str, flag: str, tokenizer: "_Tokenizer") -> Windows:
+        """Windows of a text, with BOS in front of each for a family that wants it."""
+        bos = "every document" if tokenizer.begins_with_bos() else "nowhere"
+        if self.bos_every_window:
+            ids = np.concatenate([np.full((len(ids), 1), tokenizer.bos, np.int32), ids], axis=1)
+            bos = "every window"
+        return Windows(self._check_ids(ids, flag), source, bos, tokenizer.description)
 
     def _length(self) -> int:
         seqlen = self.seqlen or self.default_seqlen
@@ -172,9 +195,39 @@ def reader_for(checkpoint: "Checkpoint", model: str, seqlen: int | None) -> Read
     return Reader(checkpoint.path, *limits, seqlen, default_seqlen(model), checkpoint.family.bos_every_window)
 
 
+def _named(source: str) -> tuple[str | None, str | None]:
+    """The known text whose rules hold, and the file it is read from: of `c4`, of `c4=FILE`, or of `FILE`."""
+    name, equals, file = source.partition("=")
+    if source in TEXTS:
+        return source, None
+    return (name, file) if equals and name in HUB_TEXTS and not os.path.isfile(source) else (None, source)
+
+
+def label(source: str) -> str:
+    """What a source is called in tables: the known text's name, or the file's."""
+    name, file = _named(source)
+    return name or Path(str(file)).name
+
+
+def read_evaluations(reader: Reader, sources: Sequence[str], flag: str = "--eval") -> dict[str, Windows]:
+    """Evaluation windows of every source, by its label.
+
+    Raises:
+        UserError: If one cannot be used, or two have one label.
+    """
+    labels = [label(source) for source in sources]
+    for name in labels:
+        if labels.count(name) > 1:
+            raise UserError(f"{flag}: two of {', '.join(sources)} are called {name}: name every text once")
+    return {name: reader.evaluation(source, flag) for name, source in zip(labels, sources, strict=True)}
+
+
 def _check_exists(source: str, flag: str) -> None:
-    if source not in TEXTS and not os.path.isfile(source):
-        raise UserError(f"{flag}: no such file, and not one of {', '.join(TEXTS)}")
+    name, file = _named(source)
+    if file is not None and not os.path.isfile(file):
+        raise UserError(f"{flag}: no such file" + ("" if name else f", and not one of {', '.join(TEXTS)}"))
+    if name and file and _is_token_file(file):
+        raise UserError(f"{flag}: {name}= is for text, whose rules it sets: name the token file alone")
 
 
 def _is_token_file(source: str) -> bool:
@@ -207,19 +260,41 @@ def _load_tokens(path: Path, role: str, flag: str) -> np.ndarray:
 
 
 def _load_text(source: str, split: str, flag: str) -> Text:
-    if source in ("c4", "wikitext2", "ptb"):
-        text = _load_hub_text(source, split, flag)
-    elif source == "demo":
-        file = "calibration.jsonl" if split == "train" else "evaluation.txt"
-        text = _read_text(DEMO / file, flag)
-    else:
+    name, file = _named(source)
+    if name == "demo":
+        text = _read_text(DEMO / ("calibration.jsonl" if split == "train" else "evaluation.txt"), flag)
+    elif name is None:
         text = _read_text(Path(source), flag)
+    else:
+        rows = _hub_rows(name, split, flag) if file is None else _file_rows(name, Path(file), flag)
+        text = _as_in_the_paper(name, split, rows)
     if not any(document.strip() for document in text.documents):
         raise UserError(f"{flag}: holds no text")
     return text
 
 
-def _load_hub_text(source: str, split: str, flag: str) -> Text:
+def _as_in_the_paper(name: str, split: str, rows: Sequence[str]) -> Text:
+    """How the paper's code makes a text of a data set's rows."""
+    if name == "c4":
+        return Text(rows if split == "train" else list(rows[: _C4_EVALUATION[0]]), joined=False)
+    between = "\n\n" if (name, split) == ("wikitext2", "test") else " "
+    return Text([between.join(rows)], joined=True)
+
+
+def _file_rows(name: str, path: Path, flag: str) -> list[str]:
+    """A local file's rows, as the data set on the Hub has them."""
+    text = _read_text(path, flag, column=_COLUMNS[name])
+    if not text.joined:
+        return list(text.documents)
+    if name == "c4":
+        raise UserError(f"{flag}: is one text, expected documents: .jsonl, .json.gz or .parquet")
+    lines = io.StringIO(text.documents[0])  # unlike str.splitlines, breaks at newlines only
+    if name == "ptb":
+        return [line.strip() for line in lines]
+    return [line if line.strip() else "" for line in lines]  # WikiText2's rows end in a newline, empty ones have none
+
+
+def _hub_rows(source: str, split: str, flag: str) -> Sequence[str]:
     import datasets
 
     datasets.disable_progress_bars()
@@ -230,13 +305,11 @@ def _load_hub_text(source: str, split: str, flag: str) -> Text:
                 "en/c4-train.00000-of-01024.json.gz" if name == "train" else "en/c4-validation.00000-of-00008.json.gz"
             )
             rows = datasets.load_dataset("allenai/c4", data_files={name: file}, split=name)
-            return Text(rows["text"] if name == "train" else list(rows[: _C4_EVALUATION[0]]["text"]), joined=False)
-        if source == "wikitext2":
+        elif source == "wikitext2":
             rows = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)
-            return Text([(" " if split == "train" else "\n\n").join(rows["text"])], joined=True)
-        # The data set's own loader is a script, which is never run: the Hub's conversion to parquet is read instead.
-        rows = datasets.load_dataset("ptb-text-only/ptb_text_only", revision="refs/convert/parquet", split=split)
-        return Text([" ".join(rows["sentence"])], joined=True)
+        else:  # its own loader is a script, which is never run: the Hub's conversion to parquet is read instead
+            rows = datasets.load_dataset("ptb-text-only/ptb_text_only", revision="refs/convert/parquet", split=split)
+        return rows[_COLUMNS[source]]
     except Exception as error:  # datasets raises many kinds: no network, no such revision, a changed layout
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -245,51 +318,63 @@ def _load_hub_text(source: str, split: str, flag: str) -> Text:
         ) from error
 
 
-def _read_text(path: Path, flag: str) -> Text:
+def _read_text(path: Path, flag: str, column: str = "text") -> Text:
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     kind = suffixes[-1] if suffixes else ""
     try:
         if kind == ".parquet":
-            return Text(_parquet_column(path, flag), joined=False)
+            return Text(_parquet_column(path, flag, column), joined=False)
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
             if kind in (".jsonl", ".json"):
                 return Text(
-                    [_text_of(line, number, flag) for number, line in enumerate(file, 1) if line.strip()], False
+                    [_text_of(line, number, flag, column) for number, line in enumerate(file, 1) if line.strip()], False
                 )
             return Text([file.read()], joined=True)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{flag}: cannot be read as text ({error})") from error
 
 
-def _text_of(line: str, number: int, flag: str) -> str:
+def _text_of(line: str, number: int, flag: str, column: str) -> str:
     try:
-        text = json.loads(line)["text"]
+        text = json.loads(line)[column]
         if not isinstance(text, str):
-            raise TypeError(f"'text' is a {type(text).__name__}")
+            raise TypeError(f"'{column}' is a {type(text).__name__}")
         text.encode()  # half a surrogate pair is no text
         return text
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{flag}: line {number} is no JSON object with a string 'text' ({error!r})") from error
+        raise UserError(f"{flag}: line {number} is no JSON object with a string '{column}' ({error!r})") from error
 
 
-def _parquet_column(path: Path, flag: str) -> list[str]:
+def _parquet_column(path: Path, flag: str, column: str) -> list[str]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         columns = parquet.read_schema(path).names
-        if "text" not in columns:
-            raise UserError(f"{flag}: has columns {columns}, expected one named 'text'")
-        documents = parquet.read_table(path, columns=["text"])["text"].to_pylist()
+        if column not in columns:
+            raise UserError(f"{flag}: has columns {columns}, expected one named '{column}'")
+        documents = parquet.read_table(path, columns=[column])[column].to_pylist()
     except pyarrow.ArrowException as error:
         raise UserError(f"{flag}: cannot be read as parquet ({error})") from error
     if not all(isinstance(document, str) for document in documents):
-        raise UserError(f"{flag}: column 'text' holds something other than strings")
+        raise UserError(f"{flag}: column '{column}' holds something other than strings")
     return documents
 
 
-def _tokenizer(model: Path, without_bos: bool = False) -> tuple[Encode, int | None]:
-    """The model's tokenizer as a function, special tokens (but not `without_bos`) included, and its BOS id."""
+@dataclass(frozen=True)
+class _Tokenizer:
+    """A tokenizer as a function, its BOS id, and what it is."""
+
+    encode: Encode
+    bos: int | None
+    description: dict[str, str]
+
+    def begins_with_bos(self) -> bool:
+        return self.bos is not None and self.encode("a")[:1] == [self.bos]
+
+
+def _tokenizer(model: Path, without_bos: bool = False) -> _Tokenizer:
+    """The model's tokenizer, special tokens (but not `without_bos`) included."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missing: it is not needed here
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -303,8 +388,9 @@ def _tokenizer(model: Path, without_bos: bool = False) -> tuple[Encode, int | No
             f"the tokenizer in {model} cannot be loaded ({reason}): pass token ids (.npy) instead"
         ) from error
     bos = tokenizer.bos_token_id
+    description = {"class": type(tokenizer).__name__, "sha256": _tokenizer_sha256(model)}
     if not without_bos:
-        return (lambda text: tokenizer(text)["input_ids"]), bos
+        return _Tokenizer(lambda text: tokenizer(text)["input_ids"], bos, description)
     if bos is None:
         raise UserError(f"the tokenizer in {model} has no BOS token, which this family needs in front of every window")
 
@@ -312,15 +398,18 @@ def _tokenizer(model: Path, without_bos: bool = False) -> tuple[Encode, int | No
         ids = tokenizer(text)["input_ids"]
         return ids[1:] if ids[:1] == [bos] else ids
 
-    return encode, bos
+    return _Tokenizer(encode, bos, description)
+
+
+def _tokenizer_sha256(model: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for name in _TOKENIZER_FILES for path in model.glob(name)):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _tokenise(encode: Encode, text: str) -> np.ndarray:
     return np.array(encode(text), dtype=np.int32)
-
-
-def _has_bos(encode: Encode, bos: int | None) -> bool:
-    return bos is not None and encode("a")[:1] == [bos]
 
 
 def _sample(

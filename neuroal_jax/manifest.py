@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_windows(windows: Windows | None) -> dict[str, Any] | None:
-    """Where token windows come from, how many, how long, and whether the tokenizer puts a BOS first."""
+    """Where token windows come from, how many, how long; the tokenizer, and where it puts a BOS; hashes."""
     if windows is None:
         return None
     count, seqlen = windows.ids.shape
@@ -37,8 +37,20 @@ def describe_windows(windows: Windows | None) -> dict[str, Any] | None:
         "windows": count,
         "seqlen": seqlen,
         "starts_with_bos": windows.starts_with_bos,
+        "bos": windows.bos,
+        "tokenizer": windows.tokenizer,
+        "text_sha256": windows.text_sha256,
         "sha256": windows.sha256,
     }
+
+
+def describe_perplexities(
+    found: Mapping[str, Mapping[str, float]], windows: Mapping[str, Windows], seqlen: int
+) -> dict[str, Any]:
+    """Token perplexities: `dense` and `pruned` of the first text, and all `texts` by label with what they are."""
+    texts = {name: {**found[name], **(describe_windows(windows[name]) or {})} for name in found}
+    first: Mapping[str, Any] = next(iter(texts.values()), {})
+    return {"dense": first.get("dense"), "pruned": first.get("pruned"), "seqlen": seqlen, "texts": texts}
 
 
 def describe_search(found: Found) -> dict[str, Any]:

@@ -110,6 +110,22 @@ def read_masks(path: Path) -> PackedMasks:
     return PackedMasks(packed, widths, kept_zeros, str(header.get("source")), run)
 
 
+def masks_of(path: Path, source: TensorSource, model: str) -> PackedMasks:
+    """Reads the masks that turn the weights of `source` into the pruned ones.
+
+    Raises:
+        UserError: If the file is no mask file, its masks were computed from other weights, or kept weights changed too.
+    """
+    masks = read_masks(path)
+    if masks.updated_weights:
+        raise UserError(
+            f"{path} alone does not hold the result, SparseGPT changed the kept weights too: use the model that "
+            "the run saved (--save-model; by default the directory 'model' beside the masks)"
+        )
+    check_source(masks, source, model)
+    return masks
+
+
 def load_masks(path: str | Path) -> dict[str, np.ndarray]:
     """All masks of a file: bool `[out, in]`, True = kept, by Hugging Face name.
 

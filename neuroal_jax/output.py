@@ -104,3 +104,29 @@ def spilled(array: np.ndarray, path: Path) -> np.ndarray:
 def write_json(path: Path, value: Any) -> None:
     """Writes an object as JSON that people can read and NaN cannot enter."""
     path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def check_new_file(path: Path, *, overwrite: bool, flag: str = "--out") -> None:
+    """Raises UserError, before any work, if a file cannot be written or would replace one unasked."""
+    if os.path.isdir(path):
+        raise UserError(f"{flag} {path} is a directory, expected a file")
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(f"{flag} {path} exists already: pass --overwrite to replace it")
+    if not os.path.isdir(path.parent):
+        raise UserError(f"{flag} {path}: there is no directory {path.parent}")
+
+
+def publish_json(path: Path, value: Any, flag: str = "--out") -> None:
+    """Writes a JSON file whole or not at all.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    part = path.with_name(f".{path.name[:99]}.{os.getpid()}.partial")
+    try:
+        write_json(part, value)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be written ({error.strerror})") from error
+    finally:
+        part.unlink(missing_ok=True)

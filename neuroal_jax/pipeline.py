@@ -26,7 +26,7 @@ from neuroal_jax.budget import count, fit_mean, prunable_weights
 from neuroal_jax.checkpoint import Checkpoint, open_checkpoint
 from neuroal_jax.compilation import use_cache
 from neuroal_jax.config import ALLOCATIONS, AUTO, PruneConfig
-from neuroal_jax.data import Windows, default_seqlen, reader_for
+from neuroal_jax.data import Windows, default_seqlen, read_evaluations, reader_for
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks import PackedMasks, save_masks
 from neuroal_jax.output import spilled, staged, write_json
@@ -91,7 +91,7 @@ def prune(config: PruneConfig) -> PruneResult:
         task = _open(config)
     if config.dry_run:
         # Token files are quick to read, and say how long their sequences are; texts are not.
-        plan = _plan(task, *((None, None) if _reads_text(config) else _read_data(task)))
+        plan = _plan(task, *((None, {}) if _reads_text(config) else _read_data(task)))
         console.print_plan(plan, task.checkpoint, config.model, task.sparsity)
         return PruneResult(None, plan, {})
     target = Path(config.out or "")
@@ -102,10 +102,10 @@ def prune(config: PruneConfig) -> PruneResult:
         )
         saved = _stage_model(config, out, stack)
         with clock("read"):
-            calibration, evaluation = _read_data(task)
+            calibration, evaluations = _read_data(task)
         hashes = background.submit(task.checkpoint.hashes)
         spill = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out)))
-        result = _compute(task, calibration, evaluation, clock, _keep_in(spill))
+        result = _compute(task, calibration, evaluations, clock, _keep_in(spill))
         with clock("write"):
             packed = _pack(task, result, hashes.result()["prunable"])
             save_masks(out / MASKS, packed)
@@ -115,7 +115,7 @@ def prune(config: PruneConfig) -> PruneResult:
                 task.checkpoint.save_edited(saved, _edit(names, result.blocks, packed))
         settled = task.config.plain()
         asked = {name: value for name, value in config.plain().items() if value != settled[name]}
-        content = _manifest(task, result, calibration, evaluation, hashes.result(), clock, asked)
+        content = _manifest(task, result, calibration, evaluations, hashes.result(), clock, asked)
         write_json(out / MANIFEST, content)
     console.print_result(content, target, config.model_directory)
     return PruneResult(target, result.plan, content, packed, result.allocation)
@@ -150,15 +150,14 @@ def _open(config: PruneConfig) -> Task:
     return Task(replace(config, save_model=config.model_directory), checkpoint, sparsity, given, lambdas)
 
 
-def _read_data(task: Task) -> tuple[Windows, Windows | None]:
+def _read_data(task: Task) -> tuple[Windows, dict[str, Windows]]:
+    """Calibration windows, and evaluation windows of every text by its label."""
     config = task.config
     reader = reader_for(task.checkpoint, config.model, config.seqlen)
     calibration = reader.calibration(config.calib, config.nsamples, config.seed)
     if len(calibration.ids) < config.nsamples:
         log.info("%s has %d rows: all are used (--nsamples %d)", config.calib, len(calibration.ids), config.nsamples)
-    if config.eval == "none":
-        return calibration, None
-    return calibration, replace(reader, seqlen=calibration.ids.shape[1]).evaluation(config.eval)
+    return calibration, read_evaluations(replace(reader, seqlen=calibration.ids.shape[1]), config.evaluations)
 
 
 def _holds_a_model(target: Path) -> bool:
@@ -172,8 +171,7 @@ def _holds_a_model(target: Path) -> bool:
 
 def _reads_text(config: PruneConfig) -> bool:
     """Whether calibration or evaluation is text, not a file of token ids."""
-    sources = [config.calib] if config.eval == "none" else [config.calib, config.eval]
-    return not all(source.endswith((".npy", ".npz")) for source in sources)
+    return not all(source.endswith((".npy", ".npz")) for source in [config.calib, *config.evaluations])
 
 
 def _stage_model(config: PruneConfig, out: Path, stack: ExitStack) -> Path | None:
@@ -192,7 +190,7 @@ def _stage_model(config: PruneConfig, out: Path, stack: ExitStack) -> Path | Non
     )
 
 
-def _plan(task: Task, calibration: Windows | None, evaluation: Windows | None) -> Plan:
+def _plan(task: Task, calibration: Windows | None, evaluations: Mapping[str, Windows]) -> Plan:
     """The plan; before the data is read, with the sizes that the options ask for."""
     config = task.config
     samples, seqlen = config.nsamples, config.seqlen or default_seqlen(config.model)
@@ -202,7 +200,7 @@ def _plan(task: Task, calibration: Windows | None, evaluation: Windows | None) -
         steps=task.lambdas.steps,
         search_samples=min(config.search_samples, samples),
         samples=samples,
-        windows=0 if evaluation is None else len(evaluation.ids),
+        windows=max((len(windows.ids) for windows in evaluations.values()), default=0),
         seqlen=seqlen,
         batch=batch_size(seqlen, samples),
         dtype=config.dtype,
@@ -230,33 +228,38 @@ class _Clock:
 
 @dataclass(frozen=True)
 class Computed:
-    """What the computing middle of a run found; `zeros` counts the pruned weights of every block."""
+    """What the computing middle of a run found.
+
+    `zeros` counts the pruned weights of every block; `token_ppl` has every text's `dense` and `pruned` perplexity.
+    """
 
     plan: Plan
     found: Found
     allocation: Allocation
     blocks: list[BlockResult]
     zeros: list[int]
-    token_ppl: dict[str, float | None]
+    token_ppl: dict[str, dict[str, float]]
 
 
-def _compute(task: Task, calibration: Windows, evaluation: Windows | None, clock: _Clock, keep: Keep) -> Computed:
+def _compute(
+    task: Task, calibration: Windows, evaluations: Mapping[str, Windows], clock: _Clock, keep: Keep
+) -> Computed:
     """Perplexity before, allocation, pruning, perplexity after."""
     config, checkpoint, shapes = task.config, task.checkpoint, task.checkpoint.linear_shapes()
     block_ops.trace_counts.clear()
-    plan = _plan(task, calibration, evaluation)
+    plan = _plan(task, calibration, evaluations)
     samples, seqlen = calibration.ids.shape
     walk = Walk(checkpoint, _method(config), config.dtype, batch_size(seqlen, samples))
 
-    def measure(state: str, blocks: list[BlockResult] | None) -> float | None:
-        if evaluation is None:
-            return None
-        with clock(f"perplexity_{state}"), _progress(f"{state} perplexity", checkpoint.num_blocks, "block") as bar:
-            value = walk.perplexity(evaluation.ids, blocks, bar.update)
-        console.print_perplexity(state, value, evaluation)
-        return value
+    token_ppl: dict[str, dict[str, float]] = {name: {} for name in evaluations}
 
-    dense = measure("dense", None)
+    def measure(state: str, blocks: list[BlockResult] | None) -> None:
+        for name, windows in evaluations.items():
+            with clock(f"perplexity_{state}"), _progress(f"{state} perplexity", checkpoint.num_blocks, "block") as bar:
+                token_ppl[name][state] = walk.perplexity(windows.ids, blocks, bar.update)
+            console.print_perplexity(state, token_ppl[name][state], windows)
+
+    measure("dense", None)
     found = _allocate(task, walk, calibration.ids, plan.candidate_batch, clock)
     counts = count(found.allocation, shapes, config.budget, task.sparsity, walk.spec.method.competing)
     with clock("prune"), _progress("prune", checkpoint.num_blocks, "block") as bar:
@@ -268,7 +271,8 @@ def _compute(task: Task, calibration: Windows, evaluation: Windows | None, clock
     zeros = [size - sum(int(np.bitwise_count(packed).sum()) for packed in block.packed.values()) for block in blocks]
     console.print_damping(blocks)
     console.print_blocks(allocation, zeros, shapes)
-    return Computed(plan, found, allocation, blocks, zeros, {"dense": dense, "pruned": measure("pruned", blocks)})
+    measure("pruned", blocks)
+    return Computed(plan, found, allocation, blocks, zeros, token_ppl)
 
 
 def _allocate(task: Task, walk: Walk, windows: np.ndarray, candidate_batch: int, clock: _Clock) -> Found:
@@ -365,7 +369,7 @@ def _manifest(
     task: Task,
     result: Computed,
     calibration: Windows,
-    evaluation: Windows | None,
+    evaluations: Mapping[str, Windows],
     hashes: Mapping[str, str],
     clock: _Clock,
     asked: Mapping[str, Any],
@@ -373,7 +377,7 @@ def _manifest(
     prunable, zeros = prunable_weights(result.plan.linears, task.checkpoint.num_blocks), sum(result.zeros)
     if task.config.budget == "exact" and zeros != round(task.sparsity * prunable):
         raise AssertionError(f"{zeros} zeros of {prunable} weights, expected {round(task.sparsity * prunable)}")
-    data = {"calib": calibration, "eval": evaluation}
+    data = {"calib": calibration, "eval": next(iter(evaluations.values()), None)}
     return {
         "format": manifest.FORMAT,
         **manifest.describe_search(result.found),
@@ -384,7 +388,7 @@ def _manifest(
             "zeros": zeros,
             "prunable": prunable,
         },
-        "token_ppl": {**result.token_ppl, "seqlen": calibration.ids.shape[1]},
+        "token_ppl": manifest.describe_perplexities(result.token_ppl, evaluations, calibration.ids.shape[1]),
         "seconds": clock.seconds,
         "versions": manifest.versions(),
         "hashes": manifest.describe_hashes(task.checkpoint, hashes, data),

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from neuroal_jax import data as data_module
-from neuroal_jax.data import Reader, Windows, default_seqlen
+from neuroal_jax.data import Reader, Windows, default_seqlen, label, read_evaluations
 from neuroal_jax.errors import UserError
 
 WORDS = 90
@@ -288,6 +288,75 @@ def test_no_network_is_one_line_that_offers_local_files(reader, monkeypatch):
         reader.calibration("c4", 1, 0)
 
 
+# The same texts from local files.
+
+
+@pytest.mark.parametrize(
+    ("source", "column", "lines", "rows"),
+    [
+        ("wikitext2", "text", " = A = \n\n w1 \x85 w2 \n", [" = A = \n", "", " w1 \x85 w2 \n"]),
+        ("ptb", "sentence", " w1 w2 \n w3 \n", ["w1 w2", "w3"]),
+    ],
+)
+def test_a_local_file_gives_the_text_of_the_hub(model, tmp_path, monkeypatch, source, column, lines, rows):
+    seen = []
+    monkeypatch.setattr(data_module, "_tokenise", lambda encode, text: (seen.append(text), np.arange(20))[1])
+    reader = Reader(model, len(VOCABULARY), LIMIT, SEQLEN)
+    stand_in(monkeypatch, {column: rows})
+    (tmp_path / "a.txt").write_text(lines)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({column: row}) + "\n" for row in rows))
+    for text in (source, f"{source}={tmp_path}/a.txt", f"{source}={tmp_path}/a.jsonl"):
+        evaluated = reader.evaluation(text)
+        reader.calibration(text, 1, 0)
+        assert evaluated.text_sha256 == hashlib.sha256(seen[0].encode()).hexdigest()
+    assert seen[::2] == [seen[0]] * 3
+    assert seen[1::2] == [seen[1]] * 3
+    assert label(f"{source}={tmp_path}/a.txt") == source
+
+
+def test_local_c4_is_cut_as_the_hub_s(reader, tmp_path):
+    documents = make_documents([2] * 1099 + [1, 3])
+    windows = reader.evaluation("c4=" + write(tmp_path / "a.jsonl", documents))
+    assert windows.ids.reshape(-1).tolist() == ids_of(" ".join(documents))[: 256 * SEQLEN]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c4=a.txt", "w1 w2", "is one text, expected documents"),
+        ("ptb=a.jsonl", '{"text": "w1"}', "string 'sentence'"),
+        ("c4=a.npy", "", "name the token file alone"),
+        ("c4=none", None, "no such file$"),
+        ("c5=a.txt", "w1", "no such file, and not one of"),
+    ],
+)
+def test_local_texts_that_do_not_follow_their_name(reader, tmp_path, name, content, message):
+    known, file = name.split("=")
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        reader.evaluation(f"{known}={tmp_path}/{file}")
+
+
+def test_every_text_has_a_name_of_its_own(reader, tmp_path):
+    first = write(tmp_path / "a.jsonl", make_documents([40]))
+    assert set(read_evaluations(reader, [first, f"c4={first}"])) == {"a.jsonl", "c4"}
+    with pytest.raises(UserError, match=r"--eval: two of .* are called a\.jsonl"):
+        read_evaluations(reader, [first, first])
+
+
+def test_windows_tell_their_tokenizer(reader, model, tmp_path):
+    path = write(tmp_path / "a.jsonl", make_documents([40]))
+    before = reader.evaluation(path)
+    assert before.bos == "nowhere"
+    assert set(before.tokenizer) == {"class", "sha256"}
+    (model / "added_tokens.json").write_text("{}")
+    try:
+        assert reader.evaluation(path).tokenizer["sha256"] != before.tokenizer["sha256"]
+    finally:
+        (model / "added_tokens.json").unlink()
+
+
 # What cannot be used.
 
 
@@ -360,7 +429,7 @@ BAD_TEXT = {
     "no rows": ("a.parquet", parquet_of(text=pyarrow.array([], pyarrow.string())), "holds no text"),
     "not parquet": ("a.parquet", b"PAR1 or so", "cannot be read as parquet"),
     "half a parquet file": ("a.parquet", parquet_of(text=[LONG])[:-20], "cannot be read as parquet"),
-    "no such file": ("a.txt", None, "no such file, and not one of c4, wikitext2, ptb, demo"),
+    "no such file": ("a.txt", None, "no such file, and not one of wikitext2, c4, ptb, demo"),
     "no such token file": ("a.npy", None, "no such file"),
 }
 

@@ -68,6 +68,33 @@ def test_saved_model_is_the_source_with_zeros(finished, llama):
     assert (root / "model" / "config.json").read_bytes() == (llama / "config.json").read_bytes()
 
 
+def test_several_texts_are_measured_one_by_one(finished, llama, tokens, tmp_path):
+    np.save(tmp_path / "other.npy", np.load(tokens)["calibration"])
+    options = {"allocation": str(finished[1] / "out" / "allocation.json"), "eval": f"{tokens},{tmp_path}/other.npy"}
+    measured = run(llama, tokens, tmp_path / "out", **options).manifest
+    token_ppl = measured["token_ppl"]
+    first, second = token_ppl["texts"].values()
+    assert list(token_ppl["texts"]) == ["tokens.npz", "other.npy"]
+    assert (token_ppl["dense"], token_ppl["pruned"]) == (first["dense"], first["pruned"])
+    assert finished[0].manifest["token_ppl"]["pruned"] == first["pruned"]
+    assert (first["windows"], second["windows"]) == (5, 6)
+    alone = run(llama, tokens, tmp_path / "alone", **{**options, "eval": f"{tmp_path}/other.npy"}).manifest
+    assert alone["token_ppl"]["pruned"] == second["pruned"] != first["pruned"]
+
+
+def test_the_alignment_of_the_winner_adds_up_to_its_score(finished, llama, tokens, tmp_path):
+    def total(manifest):
+        return sum(value for block in manifest["alignment"] for value in block.values())
+
+    manifest = finished[0].manifest
+    assert total(manifest) == pytest.approx(min(manifest["scores"]["row"]), rel=1e-12)
+    linears = [linear.name for linear in open_checkpoint(str(llama)).family.linears]
+    assert [list(block) for block in manifest["alignment"]] == [linears] * 3
+    block_only = run(llama, tokens, tmp_path / "out", step="block", eval="none").manifest
+    assert total(block_only) == pytest.approx(min(block_only["scores"]["block"]), rel=1e-12)
+    assert run(llama, tokens, tmp_path / "u", allocation="uniform", eval="none").manifest["alignment"] is None
+
+
 def test_transformers_gives_the_saved_model_the_printed_perplexity(finished, tokens):
     from eval.perplexity import torch_perplexity
 
