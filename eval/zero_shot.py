@@ -1,0 +1,279 @@
+"""Zero-shot accuracy of a dense and a pruned model, by lm-eval: its tasks, its prompts, its metrics.
+
+python -m eval.zero_shot --model DENSE --masks OUT/masks.safetensors --out accuracy.json
+python -m eval.zero_shot --model DENSE --pruned DIR --tasks rte,boolq --task-data FOLDER
+"""
+
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuroal_jax import __version__
+from neuroal_jax.cli import Parser
+from neuroal_jax.errors import UserError
+from neuroal_jax.locate import locate
+from neuroal_jax.masks import PackedMasks, check_source, read_masks
+from neuroal_jax.output import write_json
+from neuroal_jax.tensors import SafetensorsSource
+
+if TYPE_CHECKING:
+    from .harness import CheckedLM
+
+FORMAT = "neuroal-zero-shot-1"
+TASKS = ("rte", "winogrande", "boolq", "hellaswag", "arc_easy", "arc_challenge", "openbookqa")  # the paper's seven
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_PACKAGES = {"lm_eval": "lm_eval", "transformers": "transformers", "torch": "torch", "datasets": "datasets"}
+
+
+def evaluate(
+    model: str,
+    tasks: Sequence[str] = TASKS,
+    *,
+    masks: Path | None = None,
+    pruned: str | None = None,
+    task_data: Path | None = None,
+    limit: int | None = None,
+    batch_size: int | str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    log_samples: bool = False,
+) -> dict[str, Any]:
+    """Runs lm-eval on a dense model and, if one is given, on a pruned one.
+
+    Args:
+        model: Directory, Hub id or `demo`: the dense model.
+        tasks: Names of lm-eval's tasks.
+        masks: `masks.safetensors`: the pruned model is the dense one with these applied in memory.
+        pruned: Directory or Hub id of the pruned model, instead of masks.
+        task_data: Folder of the tasks' rows (see `task_data.py`); None: the Hub's data sets.
+        limit: Rows of each task, from the first; None: all.
+        batch_size: Requests at a time, or `auto`; None: `auto` on a GPU, 8 on a CPU.
+        dtype: Compute dtype; `auto`: float32 on a CPU, else the checkpoint's own.
+        device: As PyTorch names it; None: `cuda` if there is one, else `cpu`.
+        log_samples: Whether the result holds every row's prediction.
+
+    Returns:
+        What README.md lists under "Zero-shot accuracy". `result["tasks"][task]["pruned"]["acc"]` is a number.
+
+    Raises:
+        UserError: If an option, a task, its data, the masks or a model is not what is needed.
+    """
+    if masks is not None and pruned is not None:
+        raise UserError("--masks and --pruned both name the pruned model: pass one of them")
+    if not tasks:
+        raise UserError("--tasks names no task")
+    dense_path, pruned_path = locate(model), None if pruned is None else locate(pruned, "--pruned")
+    source = SafetensorsSource(dense_path)  # here and below: refuses a checkpoint without safetensors before all work
+    if pruned_path is not None:
+        SafetensorsSource(pruned_path)
+    packed = None if masks is None else _masks_of(model, source, masks)
+    try:
+        import torch
+        from neuroal_jax.convert.masks_to_torch import apply_masks
+
+        from . import harness
+        from .task_data import load_tasks
+    except ImportError as error:
+        raise UserError(f"lm-eval is not installed ({error}): pip install 'neuroal-jax[eval]'") from error
+    loaded = load_tasks(tasks, task_data)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    on_cpu = device == "cpu"
+    settings: dict[str, Any] = {
+        "dtype": "float32" if dtype == "auto" and on_cpu else dtype,
+        "device": device,
+        "batch_size": batch_size or (8 if on_cpu else "auto"),
+    }
+    definitions = {name: task.task for name, task in loaded.items()}
+
+    lm = harness.load_model(dense_path, model, **settings)
+    found = {"dense": harness.run(lm, definitions, limit)}
+    models = {"dense": _describe_model(lm)}
+    if masks is not None:
+        lm.truncated = 0
+        apply_masks(lm.model, masks)
+    elif pruned_path is not None:
+        del lm  # room for the other
+        lm = harness.load_model(pruned_path, str(pruned), **settings)
+    if masks is not None or pruned_path is not None:
+        found["pruned"] = harness.run(lm, definitions, limit)
+        models["pruned"] = _describe_model(lm)
+
+    rows = {name: _row(name, found, log_samples) for name in tasks}
+    for name, task in loaded.items():
+        rows[name] |= {"origin": task.origin, "sha256": task.sha256}
+    return {
+        "format": FORMAT,
+        "model": model,
+        "pruned": pruned,
+        "masks": None if packed is None else {"file": str(masks), "source": packed.source},
+        "tasks": rows,
+        "mean": {"metric": "acc", "of": list(tasks), **{state: _mean(found[state]) for state in found}},
+        "limit": limit,
+        **settings,
+        "models": models,
+        "versions": _versions(),
+    }
+
+
+def _masks_of(model: str, source: SafetensorsSource, path: Path) -> PackedMasks:
+    masks = read_masks(path)
+    if masks.updated_weights:
+        raise UserError(
+            f"--masks {path} alone does not hold the result, SparseGPT changed the kept weights too: "
+            "pass --pruned with the model that the run saved (by default the directory 'model' beside the masks)"
+        )
+    check_source(masks, source, model)
+    return masks
+
+
+def _describe_model(lm: "CheckedLM") -> dict[str, Any]:
+    bos = lm.tokenizer.bos_token_id
+    return {
+        "dtype": str(lm.model.dtype).removeprefix("torch."),
+        "context": lm.max_length,
+        "starts_with_bos": bos is not None and lm.tok_encode("a")[:1] == [bos],
+        "truncated": lm.truncated,
+    }
+
+
+def _row(name: str, found: Mapping[str, Mapping[str, Any]], log_samples: bool) -> dict[str, Any]:
+    shared = {key: found["dense"][name][key] for key in ("version", "n", "num_fewshot", "rows_sha256")}
+    metrics = {state: results[name]["metrics"] for state, results in found.items()}
+    items = {"items": {state: results[name]["items"] for state, results in found.items()}} if log_samples else {}
+    return {**shared, **metrics, **items}
+
+
+def _mean(results: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """The mean accuracy over tasks, each with equal weight; None if a task has none."""
+    values = [result["metrics"].get("acc") for result in results.values()]
+    return None if None in values else sum(values) / len(values)
+
+
+def _versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(package) for name, package in _PACKAGES.items()}
+    return {"neuroal_jax": __version__, "python": platform.python_version(), **found}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result for people: a line per task and metric."""
+    states = [state for state in ("dense", "pruned") if state in result["models"]]
+    lines = [("task", "version", "n", "metric", *states)]
+    for name, row in result["tasks"].items():
+        head = (name, str(row["version"]), str(row["n"]))
+        for metric in row["dense"]:
+            if "_stderr" not in metric:
+                lines.append((*head, metric, *(_cell(row[state], metric) for state in states)))
+                head = ("", "", "")
+    mean = result["mean"]
+    count = f"mean of {len(mean['of'])}"
+    lines.append((count, "", "", "acc", *("" if mean[state] is None else f"{mean[state]:.4f}" for state in states)))
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _cell(metrics: Mapping[str, float | None], metric: str) -> str:
+    name, comma, kept = metric.partition(",")
+    value, error = metrics[metric], metrics.get(f"{name}_stderr{comma}{kept}")
+    return "" if value is None else f"{value:.4f}" if error is None else f"{value:.4f} +- {error:.4f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code (0 done, 2 user error)."""
+    try:
+        options = vars(_parser().parse_args(arguments))
+        out, overwrite = options.pop("out"), options.pop("overwrite")
+        if out is not None:
+            _check_out(out, overwrite)
+        _quiet()
+        result = evaluate(**options)
+        print(table(result))
+        for state, model in result["models"].items():
+            if model["truncated"]:
+                print(
+                    f"{state}: {model['truncated']} prompts were longer than the model's context, and cut on the left"
+                )
+        if out is not None:
+            _write(out, result)
+            print(f"written to {out}")
+    except (UserError, OSError) as error:  # the latter: a full disk, a file without permission
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m eval.zero_shot", description="Zero-shot accuracy of a model by lm-eval.", allow_abbrev=False
+    )
+    parser.add_argument("--model", required=True, help="the dense model: checkpoint directory, Hub model id, or 'demo'")
+    parser.add_argument("--masks", type=Path, metavar="FILE", help="masks.safetensors, to be applied in memory")
+    parser.add_argument("--pruned", metavar="DIR", help="a saved pruned checkpoint, instead of --masks")
+    parser.add_argument(
+        "--tasks", type=_names, default=TASKS, metavar="LIST", help=f"tasks of lm-eval (default: {','.join(TASKS)})"
+    )
+    parser.add_argument(
+        "--task-data", type=Path, metavar="DIR", help="folder of TASK.*.jsonl (.jsonl.gz, .json, .parquet): no Hub"
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows of each task")
+    parser.add_argument(
+        "--batch-size", type=_batch_size, metavar="N", help="requests at a time, or auto (default: auto; 8 on a CPU)"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="compute dtype (auto: float32 on a CPU, else the checkpoint's)"
+    )
+    parser.add_argument("--device", help="as PyTorch names it (default: cuda if there is one, else cpu)")
+    parser.add_argument("--log-samples", action="store_true", help="put every row's prediction into --out")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that --out names")
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else _positive(text)
+
+
+def _quiet() -> None:
+    """Leaves the screen to the result, to errors and to lm-eval's progress bars."""
+    import datasets
+    import transformers
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    if out.is_dir():
+        raise UserError(f"--out {out} is a directory, expected a file")
+    if out.exists() and not overwrite:
+        raise UserError(f"--out {out} is there already: pass --overwrite to replace it")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no directory {out.absolute().parent}")
+
+
+def _write(out: Path, result: Mapping[str, Any]) -> None:
+    with tempfile.TemporaryDirectory(prefix=f".{out.name[:99]}.", suffix=".partial", dir=out.absolute().parent) as part:
+        write_json(Path(part) / "result", result)
+        os.replace(Path(part) / "result", out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
