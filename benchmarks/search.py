@@ -19,6 +19,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import neuroal_jax
+from eval.cost import peak
 from neuroal_jax import block_ops
 from neuroal_jax.allocation.neuroal import block_step
 from neuroal_jax.block_ops import Method, Weights
@@ -70,14 +71,6 @@ def write_random_llama(directory: Path, sizes: dict[str, int], dtype: str) -> No
         save_file(tensors, directory / file)
     places = {name: file for file, tensors in files.items() for name in tensors}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-
-
-def peak(dtype: str) -> float:
-    """Operations per second of large square matrix products, the best of several."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda x: jnp.matmul(x, x, precision=jax.lax.Precision.HIGHEST))
-    return 2 * size**3 / min(seconds(product, x) for _ in range(5))
 
 
 def seconds(function: Callable[..., Any], *arguments: Any) -> float:

@@ -6,10 +6,8 @@ python -m eval.zero_shot --model DENSE --pruned DIR --tasks rte,boolq --task-dat
 
 import importlib.metadata
 import logging
-import os
 import platform
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from neuroal_jax import __version__
 from neuroal_jax.cli import Parser
 from neuroal_jax.errors import UserError
+from neuroal_jax.interrupts import INTERRUPTED, termination_interrupts
 from neuroal_jax.locate import locate
-from neuroal_jax.masks import PackedMasks, check_source, read_masks
-from neuroal_jax.output import write_json
+from neuroal_jax.masks import masks_of
+from neuroal_jax.output import check_new_file, publish_json
 from neuroal_jax.tensors import SafetensorsSource
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ def evaluate(
     *,
     masks: Path | None = None,
     pruned: str | None = None,
+    dense: bool = True,
     task_data: Path | None = None,
     limit: int | None = None,
     batch_size: int | str | None = None,
@@ -51,6 +51,7 @@ def evaluate(
         tasks: Names of lm-eval's tasks.
         masks: `masks.safetensors`: the pruned model is the dense one with these applied in memory.
         pruned: Directory or Hub id of the pruned model, instead of masks.
+        dense: Whether to measure the dense model too.
         task_data: Folder of the tasks' rows (see `task_data.py`); None: the Hub's data sets.
         limit: Rows of each task, from the first; None: all.
         batch_size: Requests at a time, or `auto`; None: `auto` on a GPU, 8 on a CPU.
@@ -66,13 +67,15 @@ def evaluate(
     """
     if masks is not None and pruned is not None:
         raise UserError("--masks and --pruned both name the pruned model: pass one of them")
+    if not dense and masks is None and pruned is None:
+        raise UserError("--no-dense leaves nothing to measure: pass --masks or --pruned too")
     if not tasks:
         raise UserError("--tasks names no task")
     dense_path, pruned_path = locate(model), None if pruned is None else locate(pruned, "--pruned")
     source = SafetensorsSource(dense_path)  # here and below: refuses a checkpoint without safetensors before all work
     if pruned_path is not None:
         SafetensorsSource(pruned_path)
-    packed = None if masks is None else _masks_of(model, source, masks)
+    packed = None if masks is None else masks_of(masks, source, model)
     try:
         import torch
         from neuroal_jax.convert.masks_to_torch import apply_masks
@@ -91,18 +94,21 @@ def evaluate(
     }
     definitions = {name: task.task for name, task in loaded.items()}
 
-    lm = harness.load_model(dense_path, model, **settings)
-    found = {"dense": harness.run(lm, definitions, limit)}
-    models = {"dense": _describe_model(lm)}
+    found, models = {}, {}
+
+    def measure(state: str, path: Path, name: str, masks: Path | None = None) -> None:
+        lm = harness.load_model(path, name, **settings)
+        if masks is not None:
+            apply_masks(lm.model, masks)
+        found[state] = harness.run(lm, definitions, limit)
+        models[state] = _describe_model(lm)
+
+    if dense:
+        measure("dense", dense_path, model)
     if masks is not None:
-        lm.truncated = 0
-        apply_masks(lm.model, masks)
+        measure("pruned", dense_path, model, masks)
     elif pruned_path is not None:
-        del lm  # room for the other
-        lm = harness.load_model(pruned_path, str(pruned), **settings)
-    if masks is not None or pruned_path is not None:
-        found["pruned"] = harness.run(lm, definitions, limit)
-        models["pruned"] = _describe_model(lm)
+        measure("pruned", pruned_path, str(pruned))
 
     rows = {name: _row(name, found, log_samples) for name in tasks}
     for name, task in loaded.items():
@@ -114,22 +120,12 @@ def evaluate(
         "masks": None if packed is None else {"file": str(masks), "source": packed.source},
         "tasks": rows,
         "mean": {"metric": "acc", "of": list(tasks), **{state: _mean(found[state]) for state in found}},
+        "task_data": None if task_data is None else str(task_data),
         "limit": limit,
         **settings,
         "models": models,
         "versions": _versions(),
     }
-
-
-def _masks_of(model: str, source: SafetensorsSource, path: Path) -> PackedMasks:
-    masks = read_masks(path)
-    if masks.updated_weights:
-        raise UserError(
-            f"--masks {path} alone does not hold the result, SparseGPT changed the kept weights too: "
-            "pass --pruned with the model that the run saved (by default the directory 'model' beside the masks)"
-        )
-    check_source(masks, source, model)
-    return masks
 
 
 def _describe_model(lm: "CheckedLM") -> dict[str, Any]:
@@ -143,7 +139,7 @@ def _describe_model(lm: "CheckedLM") -> dict[str, Any]:
 
 
 def _row(name: str, found: Mapping[str, Mapping[str, Any]], log_samples: bool) -> dict[str, Any]:
-    shared = {key: found["dense"][name][key] for key in ("version", "n", "num_fewshot", "rows_sha256")}
+    shared = {key: next(iter(found.values()))[name][key] for key in ("version", "n", "num_fewshot", "rows_sha256")}
     metrics = {state: results[name]["metrics"] for state, results in found.items()}
     items = {"items": {state: results[name]["items"] for state, results in found.items()}} if log_samples else {}
     return {**shared, **metrics, **items}
@@ -166,7 +162,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [("task", "version", "n", "metric", *states)]
     for name, row in result["tasks"].items():
         head = (name, str(row["version"]), str(row["n"]))
-        for metric in row["dense"]:
+        for metric in row[states[0]]:
             if "_stderr" not in metric:
                 lines.append((*head, metric, *(_cell(row[state], metric) for state in states)))
                 head = ("", "", "")
@@ -184,26 +180,32 @@ def _cell(metrics: Mapping[str, float | None], metric: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code (0 done, 2 user error)."""
+    """Runs the command line; returns the exit code (0 done, 2 user error, 130 interrupted)."""
     try:
-        options = vars(_parser().parse_args(arguments))
-        out, overwrite = options.pop("out"), options.pop("overwrite")
-        if out is not None:
-            _check_out(out, overwrite)
-        _quiet()
-        result = evaluate(**options)
-        print(table(result))
-        for state, model in result["models"].items():
-            if model["truncated"]:
-                print(
-                    f"{state}: {model['truncated']} prompts were longer than the model's context, and cut on the left"
-                )
-        if out is not None:
-            _write(out, result)
-            print(f"written to {out}")
+        with termination_interrupts():
+            return _main(arguments)
     except (UserError, OSError) as error:  # the latter: a full disk, a file without permission
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    options = vars(_parser().parse_args(arguments))
+    out, overwrite = options.pop("out"), options.pop("overwrite")
+    if out is not None:
+        check_new_file(out, overwrite=overwrite)
+    _quiet()
+    result = evaluate(**options)
+    print(table(result))
+    for state, model in result["models"].items():
+        if model["truncated"]:
+            print(f"{state}: {model['truncated']} prompts were longer than the model's context, and cut on the left")
+    if out is not None:
+        publish_json(out, result)
+        print(f"written to {out}")
     return 0
 
 
@@ -214,6 +216,7 @@ def _parser() -> Parser:
     parser.add_argument("--model", required=True, help="the dense model: checkpoint directory, Hub model id, or 'demo'")
     parser.add_argument("--masks", type=Path, metavar="FILE", help="masks.safetensors, to be applied in memory")
     parser.add_argument("--pruned", metavar="DIR", help="a saved pruned checkpoint, instead of --masks")
+    parser.add_argument("--no-dense", dest="dense", action="store_false", help="do not measure the dense model")
     parser.add_argument(
         "--tasks", type=_names, default=TASKS, metavar="LIST", help=f"tasks of lm-eval (default: {','.join(TASKS)})"
     )
@@ -258,21 +261,6 @@ def _quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    if out.is_dir():
-        raise UserError(f"--out {out} is a directory, expected a file")
-    if out.exists() and not overwrite:
-        raise UserError(f"--out {out} is there already: pass --overwrite to replace it")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no directory {out.absolute().parent}")
-
-
-def _write(out: Path, result: Mapping[str, Any]) -> None:
-    with tempfile.TemporaryDirectory(prefix=f".{out.name[:99]}.", suffix=".partial", dir=out.absolute().parent) as part:
-        write_json(Path(part) / "result", result)
-        os.replace(Path(part) / "result", out)
 
 
 if __name__ == "__main__":

@@ -111,8 +111,8 @@ def test_combinations_that_make_no_sense_are_left_out_with_their_reason():
     assert len(runs) == 3 * 2 * 2
     assert {run.config.pruner for run in runs} == {"wanda"}
     assert len(left_out) == 3 * 2 * 2
-    assert sum("--refine dsnot does not go with" in reason for reason in left_out) == 8
-    assert sum("--step row does not go with" in reason for reason in left_out) == 4
+    assert sum("--refine dsnot does not go with" in reason for _, reason in left_out) == 8
+    assert sum("--step row does not go with" in reason for _, reason in left_out) == 4
     with pytest.raises(UserError, match="no combination"):
         sweep.sweep({**values, "pruners": ["sparsegpt"], "out": "never-made"})
     assert not Path("never-made").exists()
@@ -226,3 +226,134 @@ def test_a_manifest_that_is_none_is_named(llama, tokens, tmp_path, capsys, conte
     (place / "manifest.json").write_text(content)
     assert sweep.main(arguments(llama, tokens, tmp_path)) == 2
     assert "is no manifest" in capsys.readouterr().err
+
+
+# Accuracies, presets and the estimate.
+
+
+@pytest.fixture(scope="module")
+def rows_of_tasks(tmp_path_factory):
+    """Rows of two of lm-eval's tasks."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = {
+        "rte": [{"sentence1": f"a {i}", "sentence2": "b", "label": i % 2} for i in range(4)],
+        "openbookqa": [
+            {
+                "id": str(i),
+                "question_stem": f"the {i}",
+                "choices": {"text": ["one", "two", "three", "four"], "label": list("ABCD")},
+                "answerKey": "ABCD"[i],
+            }
+            for i in range(4)
+        ],
+    }
+    for name, items in rows.items():
+        (folder / f"{name}.test.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    return folder
+
+
+def test_accuracies_are_those_of_lm_eval_and_measured_once(rows_of_tasks, tmp_path):
+    out = tmp_path / "out"
+    values = {"models": "demo", "pruners": "magnitude,sparsegpt", "top-ups": "uniform", "sparsities": 0.6, "out": out}
+    values |= {"tasks": "rte,openbookqa", "task-data": rows_of_tasks, "limit": 3, "nsamples": 4, "eval": "none"}
+    command = [str(part) for name, value in values.items() for part in (f"--{name}", value)]
+    assert sweep.main(command) == 0
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*accuracy.json")}
+    assert len(files) == 3  # of the dense model one, for both runs
+    for row in table(out):
+        found = json.loads((out / f"demo/{row['pruner']}-uniform-0.6-seed0/accuracy.json").read_text())["tasks"]
+        state = {"magnitude": "pruned", "sparsegpt": "dense"}[row["pruner"]]  # the latter's model is a saved one
+        for name in ("rte", "openbookqa"):
+            assert float(row[f"acc_{name}"]) == pytest.approx(found[name][state]["acc"], abs=1e-4)
+            assert found[name]["n"] == 3
+        mean = (float(row["acc_rte"]) + float(row["acc_openbookqa"])) / 2
+        assert float(row["acc_mean"]) == pytest.approx(mean, abs=1e-4)
+    before = (out / "table.csv").read_bytes()
+    assert sweep.main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert (out / "table.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"tasks": {"rte": {}}, "task_data": null, "limit": 4}'])
+def test_accuracies_of_something_else_are_not_taken(tmp_path, content):
+    if content is not None:
+        (tmp_path / "accuracy.json").write_text(content)
+    assert sweep.measured(tmp_path / "accuracy.json", sweep.ZeroShot(("rte",), None, 3)) is None
+
+
+def test_accuracies_that_cannot_be_had_are_an_error_of_the_row(tmp_path, capsys):
+    values = {
+        "models": "demo",
+        "pruners": "magnitude",
+        "top-ups": "uniform",
+        "sparsities": 0.6,
+        "out": tmp_path / "out",
+    }
+    values |= {"tasks": "rte", "task-data": tmp_path, "nsamples": 4, "eval": "none"}
+    assert sweep.main([str(part) for name, value in values.items() for part in (f"--{name}", value)]) == 2
+    assert "1 of 1 runs failed" in capsys.readouterr().err
+    (row,) = table(tmp_path / "out")
+    assert row["error"].startswith("zero-shot: exit code 2: error: ")
+    assert "rte" in row["error"]
+
+
+def test_several_texts_have_columns_of_their_own():
+    rows = [{"model": "m", **sweep._perplexities({"a": {"dense": 1, "pruned": 2}, "b": {"dense": 3, "pruned": 4}})}]
+    columns = sweep.columns_of(rows)
+    assert columns[len(sweep.HEAD) : -len(sweep.TAIL)] == [
+        "dense_token_ppl_a", "pruned_token_ppl_a", "dense_token_ppl_b", "pruned_token_ppl_b",
+    ]  # fmt: skip
+    assert list(sweep._perplexities({"a": {"dense": 1, "pruned": 2}})) == ["dense_token_ppl", "pruned_token_ppl"]
+
+
+def test_the_paper_s_grid_is_listed_with_its_cost_and_nothing_is_made(tmp_path, capsys):
+    assert sweep.main(["--preset", "paper", "--out", str(tmp_path / "x"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    # 5 models, 4 pruners, 5 top-ups, 3 sparsities, without DSnoT on SparseGPT.
+    assert "285 runs, of which 0 are finished" in printed
+    assert "left out: microsoft/phi-2 sparsegpt dsnot 0.6" in printed
+    assert "Llama-2-7b-hf/wanda-neuroal-0.7-seed0" in printed
+    assert not (tmp_path / "x").exists()
+    values = sweep.parse_arguments(["--preset", "paper", "--out", "x", "--models", "a/b", "--sparsities", "0.5"])
+    assert (values["models"], values["sparsities"]) == (["a/b"], ["0.5"])
+    assert values["eval"] == "wikitext2,c4,ptb"
+    assert sweep.take_zero_shot(values).tasks == sweep.TASKS
+
+
+def test_the_estimate_counts_passes_over_the_weights():
+    from eval import cost
+
+    weights, _ = cost.prunable_weights("meta-llama/Llama-2-7b-hf")
+    assert weights == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert cost.prunable_weights("someone/something") is None
+    demo, size = cost.prunable_weights("demo")
+    assert 0 < demo < size
+
+    def tokens(**options):
+        config = sweep.PruneConfig(model="demo", sparsity=0.7, eval="c4", seqlen=100, nsamples=10, out="x", **options)
+        return cost.of_run(config, 1000, 5000).operations / 2000
+
+    assert tokens(allocation="uniform", pruner="magnitude") == 2 * 256 * 100
+    assert tokens(allocation="uniform") == 2 * 256 * 100 + 2 * 10 * 100
+    assert tokens(allocation="owl") == tokens(allocation="uniform") + 10 * 100
+    both = tokens(block_lambdas="0.1,0.2", row_lambdas="0,0.1,0.2", search_samples=4)
+    assert both == tokens(allocation="uniform") + 2 * 4 * 100 * (2 + 3 + 1)
+    assert cost.of_tasks(1, ["rte", "mine"], 10) == 2 * (10 * 2 * 80 + 10 * 4 * 100)
+
+
+BAD_TASKS = {
+    "no tasks": (["--limit", "3"], "--limit has no effect without --tasks"),
+    "no folder": (["--tasks", "rte", "--task-data", "nowhere"], "--task-data nowhere is no directory"),
+    "no number": (["--tasks", "rte", "--limit", "0"], "--limit is 0"),
+    "no preset": (["--preset", "papers"], "invalid choice"),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), BAD_TASKS.values(), ids=BAD_TASKS.keys())
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_bad_tasks_are_one_line(capsys, given, message, dry):
+    assert sweep.main(["--models", "demo", "--sparsities", "0.5", "--out", "x", *given, *dry]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("x").exists()
