@@ -5,7 +5,8 @@ python -m eval.sweep --preset paper --out DIR --dry-run
 
 Every other option of `python -m neuroal_jax.prune` holds for all runs. Each run is a process of its own, so that its
 peak memory is its own; it is recognised as finished by its manifest. With `--tasks`, lm-eval measures every pruned
-model, and every dense one once. DIR holds the runs, their logs, `table.csv` and `table.md`.
+model, and every dense one once. DIR holds the runs, their logs, `table.csv`, `table.md`, and `report.html` with plots
+and a table to sort.
 """
 
 import csv
@@ -28,6 +29,8 @@ from neuroal_jax.cli import Parser, add_options, read_yaml
 from neuroal_jax.config import HUB_TEXTS, PRUNERS, REFINEMENTS, PruneConfig, flag
 from neuroal_jax.errors import IllegalCombination, UserError, shorten
 from neuroal_jax.interrupts import INTERRUPTED, termination_interrupts
+from neuroal_jax.output import replace_text
+from neuroal_jax.report import REPORT, sweep_report
 
 from . import cost
 from .cost import PAPER_MODELS
@@ -190,7 +193,7 @@ def sweep(values: Mapping[str, Any]) -> None:
         print(f"[{number}/{len(runs)}] {run.name}: {outcome} ({took})", flush=True)
     print(markdown([row for row in rows.values() if row]))
     failed = [name for name, row in rows.items() if row and row["error"]]
-    print(f"written to {out}/table.csv and {out}/table.md")
+    print(f"written to {out}/table.csv, {out}/table.md and {out}/{REPORT}")
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed: {shorten(failed)}; see {out}/logs")
 
@@ -451,16 +454,18 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def write_tables(out: Path, found: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """Writes `table.csv` and `table.md` of the runs that are done, each whole or not at all."""
-    rows = [row for row in found.values() if row]
+    """Writes `table.csv`, `table.md` and `report.html` of the runs that are done, each whole or not at all."""
+    done = [name for name, row in found.items() if row]
+    columns = columns_of([row for row in found.values() if row])
+    rows = [{column: row.get(column) for column in columns} for row in found.values() if row]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns_of(rows), lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    for name, content in (("table.csv", text.getvalue()), ("table.md", markdown(rows) + "\n")):
-        part = out / f".{name}.partial"
-        part.write_text(content)
-        part.replace(out / name)
+    reports = [f"{name}/{REPORT}" if (out / name / REPORT).is_file() else None for name in done]
+    replace_text(out / "table.csv", text.getvalue())
+    replace_text(out / "table.md", markdown(rows) + "\n")
+    replace_text(out / REPORT, sweep_report(rows, reports))
 
 
 if __name__ == "__main__":

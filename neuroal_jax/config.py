@@ -104,7 +104,7 @@ class PruneConfig:
         "model",
         "directory that keeps compiled programs, or none; auto: the user's cache directory, for the command only",
     )
-    out: str | None = _option(None, "output", "directory for masks.safetensors, allocation.json and manifest.json")
+    out: str | None = _option(None, "output", "directory for masks, allocation, manifest and report")
     save_model: str | None = _option(None, "output", "also write the pruned model as a Hugging Face checkpoint here")
     dry_run: bool = _option(False, "output", "print the plan, memory and output sizes; load no weights, write nothing")
     overwrite: bool = _option(False, "output", "replace a run that --out or --save-model already holds")

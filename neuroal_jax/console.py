@@ -88,7 +88,7 @@ def print_plan(plan: Plan, checkpoint: Checkpoint, model: str, sparsity: float) 
         log.info("candidates per batch: %d", plan.candidate_batch)
     log.info("device memory peak: %s of %s", _gib(plan.device_peak), _gib(plan.device_available))
     log.info("host memory peak: %s", _gib(plan.host_peak))
-    log.info("bytes to be written: %d (and allocation.json, manifest.json)", plan.output_bytes)
+    log.info("bytes to be written: %d (and allocation.json, manifest.json, report.html)", plan.output_bytes)
     log.info("dry run: no weights were read, nothing was written")
 
 

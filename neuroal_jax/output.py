@@ -101,9 +101,23 @@ def spilled(array: np.ndarray, path: Path) -> np.ndarray:
     return np.memmap(path, np.uint8, "r").view(array.dtype).reshape(array.shape)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(f".{path.name[:99]}.{os.getpid()}.partial")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes an object as JSON that people can read and NaN cannot enter."""
-    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    path.write_text(_json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def check_new_file(path: Path, *, overwrite: bool, flag: str = "--out") -> None:
@@ -122,11 +136,7 @@ def publish_json(path: Path, value: Any, flag: str = "--out") -> None:
     Raises:
         UserError: If it cannot be written.
     """
-    part = path.with_name(f".{path.name[:99]}.{os.getpid()}.partial")
     try:
-        write_json(part, value)
-        part.replace(path)
+        replace_text(path, _json(value))
     except OSError as error:
         raise UserError(f"{flag} {path} cannot be written ({error.strerror})") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -29,10 +29,11 @@ from neuroal_jax.config import ALLOCATIONS, AUTO, PruneConfig
 from neuroal_jax.data import Windows, default_seqlen, read_evaluations, reader_for
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks import PackedMasks, save_masks
-from neuroal_jax.output import spilled, staged, write_json
+from neuroal_jax.output import replace_text, spilled, staged, write_json
 from neuroal_jax.plan import Plan, Workload, make_plan
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine.dsnot import Dsnot
+from neuroal_jax.report import REPORT, run_report
 from neuroal_jax.walk import BlockResult, Keep, Walk, batch_size
 
 log = logging.getLogger("neuroal_jax")
@@ -110,15 +111,26 @@ def prune(config: PruneConfig) -> PruneResult:
             packed = _pack(task, result, hashes.result()["prunable"])
             save_masks(out / MASKS, packed)
             names = task.checkpoint.prunable()
-            allocations.save_allocation(out / ALLOCATION, result.allocation, names, task.sparsity)
+            allocation = allocations.describe(result.allocation, names, task.sparsity)
+            write_json(out / ALLOCATION, allocation)
             if saved is not None:
                 task.checkpoint.save_edited(saved, _edit(names, result.blocks, packed))
         settled = task.config.plain()
         asked = {name: value for name, value in config.plain().items() if value != settled[name]}
         content = _manifest(task, result, calibration, evaluations, hashes.result(), clock, asked)
         write_json(out / MANIFEST, content)
+        _write_report(out / REPORT, content, allocation)
     console.print_result(content, target, config.model_directory)
     return PruneResult(target, result.plan, content, packed, result.allocation)
+
+
+def _write_report(path: Path, content: Mapping[str, Any], allocation: Mapping[str, Any]) -> None:
+    try:
+        page = run_report(content, allocation)
+    except Exception as error:  # a page that cannot be drawn must not cost the hours behind its numbers
+        log.warning("no %s was made (%r): see 'python -m neuroal_jax.report'", path.name, error)
+        return
+    replace_text(path, page)
 
 
 def _open(config: PruneConfig) -> Task:
@@ -230,14 +242,15 @@ class _Clock:
 class Computed:
     """What the computing middle of a run found.
 
-    `zeros` counts the pruned weights of every block; `token_ppl` has every text's `dense` and `pruned` perplexity.
+    `zeros` counts the pruned weights of every linear, per block; `token_ppl` has every text's `dense` and `pruned`
+    perplexity.
     """
 
     plan: Plan
     found: Found
     allocation: Allocation
     blocks: list[BlockResult]
-    zeros: list[int]
+    zeros: list[dict[str, int]]
     token_ppl: dict[str, dict[str, float]]
 
 
@@ -267,10 +280,15 @@ def _compute(
     allocation = found.allocation
     if config.budget == "exact":
         allocation = fit_mean(allocation, shapes, task.sparsity)
-    size = prunable_weights(shapes, 1)
-    zeros = [size - sum(int(np.bitwise_count(packed).sum()) for packed in block.packed.values()) for block in blocks]
+    zeros = [
+        {
+            linear: math.prod(shapes[linear]) - int(np.bitwise_count(packed).sum())
+            for linear, packed in block.packed.items()
+        }
+        for block in blocks
+    ]
     console.print_damping(blocks)
-    console.print_blocks(allocation, zeros, shapes)
+    console.print_blocks(allocation, [sum(block.values()) for block in zeros], shapes)
     measure("pruned", blocks)
     return Computed(plan, found, allocation, blocks, zeros, token_ppl)
 
@@ -374,7 +392,8 @@ def _manifest(
     clock: _Clock,
     asked: Mapping[str, Any],
 ) -> dict[str, Any]:
-    prunable, zeros = prunable_weights(result.plan.linears, task.checkpoint.num_blocks), sum(result.zeros)
+    prunable = prunable_weights(result.plan.linears, task.checkpoint.num_blocks)
+    zeros = sum(sum(block.values()) for block in result.zeros)
     if task.config.budget == "exact" and zeros != round(task.sparsity * prunable):
         raise AssertionError(f"{zeros} zeros of {prunable} weights, expected {round(task.sparsity * prunable)}")
     data = {"calib": calibration, "eval": next(iter(evaluations.values()), None)}
@@ -388,6 +407,8 @@ def _manifest(
             "zeros": zeros,
             "prunable": prunable,
         },
+        "linears": {linear: list(shape) for linear, shape in result.plan.linears.items()},
+        "zeros_per_linear": result.zeros,
         "token_ppl": manifest.describe_perplexities(result.token_ppl, evaluations, calibration.ids.shape[1]),
         "seconds": clock.seconds,
         "versions": manifest.versions(),

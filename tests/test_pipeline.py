@@ -312,6 +312,7 @@ def test_sparsegpt_saves_the_model_that_it_measured(sparsegpt, llama, tokens):
         "manifest.json",
         "masks.safetensors",
         "model",
+        "report.html",
     ]
     assert result.manifest["options"]["save_model"] == str(out / "model")
     verify(str(out / "model"), out / "masks.safetensors")

@@ -76,7 +76,7 @@ def test_the_wheel_holds_one_package(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"neuroal_jax"}
-    for name in ("convert/masks_to_torch.py", "eval/perplexity.py", "prune.py", "py.typed"):
+    for name in ("convert/masks_to_torch.py", "eval/perplexity.py", "prune.py", "py.typed", "report_assets/page.html"):
         assert f"neuroal_jax/{name}" in names
     for name in ("model.safetensors", "config.json", "tokenizer.json", "calibration.jsonl", "evaluation.txt"):
         assert f"neuroal_jax/demo/{name}" in names

@@ -48,12 +48,11 @@ def mean_sparsity(allocation: Allocation, shapes: Mapping[str, tuple[int, int]])
     return sum(mean * size for mean, size in pairs) / sum(size for _, size in pairs)
 
 
-def save_allocation(path: Path, allocation: Allocation, names: Mapping[str, tuple[int, str]], requested: float) -> None:
-    """Writes `allocation.json`: Hugging Face tensor names with a number or a list of one number per row.
+def describe(allocation: Allocation, names: Mapping[str, tuple[int, str]], requested: float) -> dict[str, Any]:
+    """The content of `allocation.json`: Hugging Face tensor names with a number or a list of one number per row.
 
     Args:
-        path: The file.
-        allocation: What to write.
+        allocation: What to describe.
         names: Block and linear of every prunable tensor, by Hugging Face name.
         requested: The sparsity of the whole model that was asked for.
     """
@@ -61,7 +60,12 @@ def save_allocation(path: Path, allocation: Allocation, names: Mapping[str, tupl
     for name, (block, linear) in names.items():
         value = allocation.blocks[block][linear]
         sparsity[name] = value.tolist() if isinstance(value, np.ndarray) else value
-    write_json(path, {"format": FORMAT, "method": allocation.method, "requested": requested, "sparsity": sparsity})
+    return {"format": FORMAT, "method": allocation.method, "requested": requested, "sparsity": sparsity}
+
+
+def save_allocation(path: Path, allocation: Allocation, names: Mapping[str, tuple[int, str]], requested: float) -> None:
+    """Writes `allocation.json`; see `describe`."""
+    write_json(path, describe(allocation, names, requested))
 
 
 def load_allocation(
