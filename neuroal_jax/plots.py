@@ -371,16 +371,18 @@ def _against_sparsity(rows: Sequence[Mapping[str, Any]], measure: str) -> Figure
             "thickness": 1,
         }
         data.append(line)
-    dense = measure.replace("pruned_", "dense_")
+    is_accuracy = measure == "acc_mean"
+    dense = "dense_acc_mean" if is_accuracy else measure.replace("pruned_", "dense_")
+    label = "mean accuracy" if is_accuracy else "token perplexity"
     spread = [x for line in data for x in line["x"]]
     ends = [min(spread) - 0.01, max(spread) + 0.01]
     if dense != measure:
         for level in dict.fromkeys(row[dense] for row in rows if row.get(dense) is not None):
             data.append(_level(f"dense: {_number(level)}", ends, level))
-    scale = {} if measure == "acc_mean" else {"type": "log", "tickformat": "~g"}
+    scale = {} if is_accuracy else {"type": "log", "tickformat": "~g"}
     if len(set(spread)) == 1:
-        return _at_one_sparsity(data, f"{html.escape(measure)}<br>at sparsity {_number(spread[0])}", scale)
-    layout = _layout("sparsity", html.escape(measure), 460, xaxis={"range": ends}, yaxis=scale)
+        return _at_one_sparsity(data, f"{label}<br>at sparsity {_number(spread[0])}", scale)
+    layout = _layout("sparsity", label, 460, xaxis={"range": ends}, yaxis=scale)
     return {"data": data, "layout": layout}
 
 
