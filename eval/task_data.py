@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
+from pyarrow import parquet
 
-from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 Row = dict[str, Any]
@@ -161,12 +163,12 @@ def _find(name: str, directory: Path) -> Path:
 def _read(file: Path) -> _Rows:
     try:
         if file.suffix == ".parquet":
-            numbered, unit = list(enumerate(datasets.Dataset.from_parquet(str(file), keep_in_memory=True), 1)), "row"
+            numbered, unit = list(enumerate(parquet.read_table(file).to_pylist(), 1)), "row"
         else:
             numbered, unit = _parse_json(file)
     except UserError:
         raise
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, datasets.exceptions.DatasetsError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, pyarrow.ArrowException) as error:
         raise UserError(f"{file} cannot be read ({_reason(error)})") from error
     if not numbered:
         raise UserError(f"{file} holds no rows")
@@ -328,4 +330,4 @@ def _misfit(name: str, rows: _Rows, number: int, reason: str) -> UserError:
 
 
 def _reason(error: Exception) -> str:
-    return shorten([f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"])
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
