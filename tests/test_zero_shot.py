@@ -181,6 +181,9 @@ def test_masks_in_memory_are_the_saved_model(model, folder, masks, tmp_path):
     save_pruned(str(model), masks, tmp_path / "pruned")
     options = {"tasks": ["winogrande", "arc_easy"], "task_data": folder, "log_samples": True}
     in_memory = evaluate(str(model), masks=masks, **options)
+    alone = evaluate(str(model), masks=masks, dense=False, **options)
+    assert [set(row) & {"dense", "pruned"} for row in alone["tasks"].values()] == [{"pruned"}] * len(alone["tasks"])
+    assert alone["mean"]["pruned"] == in_memory["mean"]["pruned"]
     saved = evaluate(str(model), pruned=str(tmp_path / "pruned"), **options)
     assert in_memory["tasks"] == saved["tasks"]
     assert in_memory["mean"] == saved["mean"]
@@ -342,6 +345,7 @@ BAD_OPTIONS = {
     "no folder": (["--task-data", "/nowhere"], "--task-data /nowhere: no such directory"),
     "no model": (["--pruned", "nowhere"], "--pruned nowhere: no such directory"),
     "both": (["--pruned", "x", "--masks", "y"], "pass one of them"),
+    "nothing": (["--no-dense"], "--no-dense leaves nothing to measure"),
     "no masks": (["--masks", "nowhere"], "nowhere is not a readable mask file"),
     "no directory": (["--out", "/nowhere/x.json"], "there is no directory /nowhere"),
     "limit": (["--limit", "0"], "--limit"),
@@ -368,7 +372,7 @@ def test_two_files_of_a_task_are_refused(model, folder, no_model, tmp_path, caps
 
 def test_masks_of_sparsegpt_and_of_other_weights_are_refused(model, make_llama, masks, folder, no_model, tmp_path):
     updated = make_masks(model, tmp_path / "updated.safetensors", {"weights": "updated"})
-    with pytest.raises(UserError, match=r"SparseGPT .* pass --pruned"):
+    with pytest.raises(UserError, match="SparseGPT changed the kept weights too: use the model that the run saved"):
         evaluate(str(model), task_data=folder, masks=updated)
     with pytest.raises(UserError, match="has other weights than the masks were computed from"):
         evaluate(str(make_llama(vocab_size=258, seed=9)), task_data=folder, masks=masks)
