@@ -9,12 +9,12 @@ from pathlib import Path
 
 from neuroal_jax.cli import Parser
 from neuroal_jax.config import refuse_same_directory
-from neuroal_jax.errors import UserError
-from neuroal_jax.output import staged
+from neuroal_jax.output import staged, write_json
+from neuroal_jax.program import run_program
 
 
 def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
-    """Writes `out/params` (Orbax), config.json and the tokenizer.
+    """Writes `out/params` (Orbax), the SHA-256 of its files, config.json and the tokenizer.
 
     No value changes: only the linears are transposed. Going back gives every tensor bit for bit.
 
@@ -32,8 +32,8 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
 
     from neuroal_jax.checkpoint import open_checkpoint
     from neuroal_jax.finetune import flax_params
-    from neuroal_jax.orbax_source import PARAMS
-    from neuroal_jax.tensors import copy_side_files
+    from neuroal_jax.orbax_source import PARAMS, file_digests
+    from neuroal_jax.tensors import DIGESTS, copy_side_files
 
     refuse_same_directory({"--model": model, "--out": str(out)})
     checkpoint = open_checkpoint(model)
@@ -41,7 +41,9 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
         arrays = {path: np.ascontiguousarray(array) for path, array in flax_params(checkpoint).items()}
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save((staging / PARAMS).absolute(), unflatten_dict(arrays, sep="."))
+        write_json(staging / DIGESTS, file_digests(staging / PARAMS))
         copy_side_files(checkpoint.path, staging)
+        checkpoint.check_unchanged()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,14 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
     parser.add_argument("--out", required=True, type=Path, help="directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
-    try:
+
+    def work() -> None:
         options = parser.parse_args(arguments)
         convert(options.model, options.out, overwrite=options.overwrite)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"written to {options.out}")
-    return 0
+        print(f"written to {options.out}")
+
+    return run_program(work)
 
 
 if __name__ == "__main__":

@@ -12,32 +12,40 @@ from typing import TYPE_CHECKING, Any
 from neuroal_jax.cli import Parser
 from neuroal_jax.config import refuse_same_directory
 from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.files import check_steady
 from neuroal_jax.locate import locate
 from neuroal_jax.masks import PackedMasks, check_pruned, masks_of, pruned_problem, read_masks
 from neuroal_jax.output import staged
+from neuroal_jax.program import run_program
 from neuroal_jax.tensors import SafetensorsSource, copy_edited, copy_side_files
 
 if TYPE_CHECKING:
     import torch
 
 
-def apply_masks(model: "torch.nn.Module", path: str | Path) -> "torch.nn.Module":
+def apply_masks(model: "torch.nn.Module", path: str | Path, *, saved_by_run: bool = False) -> "torch.nn.Module":
     """Zeros in place, in any dtype and on any device, what a mask file prunes.
 
     Args:
-        model: A Hugging Face model of the kind that was pruned. With masks of SparseGPT, which changes kept weights
-            too: the model that the run saved, or one fine-tuned from it, not the dense one.
+        model: A Hugging Face model of the kind that was pruned.
         path: `masks.safetensors`.
+        saved_by_run: Whether the model is the one that the run saved, or was fine-tuned from it. Masks of SparseGPT,
+            which changes kept weights too, are for no other.
 
     Returns:
         The same model.
 
     Raises:
-        UserError: If the masks are of another model. Nothing is changed then.
+        UserError: If the masks are of another model, or of SparseGPT without `saved_by_run`. Nothing is changed then.
     """
     import torch
 
     masks = read_masks(Path(path))
+    if masks.updated_weights and not saved_by_run:
+        raise UserError(
+            f"{path} alone does not hold the result, SparseGPT changed the kept weights too: load the model that the "
+            "run saved and pass saved_by_run=True"
+        )
     weights = _weights_of(model, masks)
     with torch.no_grad():
         for name, weight in weights.items():
@@ -78,6 +86,7 @@ def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = Fa
     with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale="model*.safetensors*") as staging:
         copy_edited(source, staging, masks.packed, masks.prune)
         copy_side_files(locate(model), staging)
+        check_steady(source.steady)
 
 
 def verify(model: str, masks_path: Path, *, load: bool = True) -> None:
@@ -126,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     apply.add_argument("--out", required=True, type=Path, help="directory to write")
     apply.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
     check.add_argument("--files-only", action="store_true", help="check the files, without loading them in PyTorch")
-    try:
+
+    def work() -> None:
         options = parser.parse_args(arguments)
         if options.command == "apply":
             save_pruned(options.model, options.masks, options.out, overwrite=options.overwrite)
@@ -134,10 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             verify(options.model, options.masks, load=not options.files_only)
             print(f"{options.model}: its zeros are exactly the masks")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_program(work)
 
 
 if __name__ == "__main__":

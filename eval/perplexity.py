@@ -15,6 +15,7 @@ import numpy as np
 from neuroal_jax.cli import Parser
 from neuroal_jax.config import HUB_TEXTS, sources
 from neuroal_jax.errors import UserError
+from neuroal_jax.program import run_program
 
 FORMAT = "neuroal-perplexity-1"
 _LOGITS = 2**27  # most logits of one call in PyTorch: 512 MiB in fp32
@@ -58,7 +59,10 @@ def torch_perplexity(model: str, windows: np.ndarray, dtype: str, masks: Path | 
             ids = ids.to(loaded.device)
             logits = loaded(ids).logits[:, :-1].float()
             losses.append(cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(dim=1).cpu())
-    return float(np.exp(torch.cat(losses).double().mean().item()))
+    loss = torch.cat(losses).double().mean().item()
+    if not np.isfinite(loss):
+        raise UserError(f"the loss of {model} is {loss} in {dtype}: try --dtype float32, or another checkpoint")
+    return float(np.exp(loss))
 
 
 def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
@@ -109,12 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", default="jax", choices=BACKENDS, help="whose forward pass")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results here, as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    try:
-        measure(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_program(lambda: measure(parser.parse_args(arguments)))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,6 @@ and a table to sort.
 
 import csv
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -28,8 +27,9 @@ import yaml
 from neuroal_jax.cli import Parser, add_options, read_yaml
 from neuroal_jax.config import HUB_TEXTS, PRUNERS, REFINEMENTS, PruneConfig, flag
 from neuroal_jax.errors import IllegalCombination, UserError, shorten
-from neuroal_jax.interrupts import INTERRUPTED, termination_interrupts
+from neuroal_jax.files import read_json
 from neuroal_jax.output import replace_text
+from neuroal_jax.program import run_program
 from neuroal_jax.report import REPORT, sweep_report
 
 from . import cost
@@ -63,6 +63,7 @@ ACCURACY = "accuracy.json"
 _MEASURED = ("pruned_token_ppl", "acc_mean")
 _IMMATERIAL = {"out", "save_model", "overwrite", "dry_run", "candidate_batch", "compilation_cache"}  # to a run's result
 _OF_THE_SEARCH = {"step", "block_lambdas", "row_lambdas", "search_samples"}
+_MANIFEST_BYTES = 2**28  # more than any manifest has
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,12 @@ class ZeroShot:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done, 2 user error or failed runs, 130 interrupted)."""
-    try:
-        with termination_interrupts():
-            values = parse_arguments(arguments)
-            (estimate if values.pop("dry_run") else sweep)(values)
-    except (UserError, OSError) as error:  # the latter: a full disk, a file in the way
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: finished runs stay; the same command goes on from there", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+
+    def work() -> None:
+        values = parse_arguments(arguments)
+        (estimate if values.pop("dry_run") else sweep)(values)
+
+    return run_program(work, interrupted="interrupted: finished runs stay; the same command goes on from there")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -299,10 +295,10 @@ def finished(out: Path, run: Run) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path, _MANIFEST_BYTES)
         options = {**manifest["options"], **manifest["asked"]}
         row = describe(run, manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is no manifest of this version ({error}): remove its directory") from error
     ignored = _IMMATERIAL | (set() if run.config.allocation == "neuroal" else _OF_THE_SEARCH)
     for name, value in run.config.plain().items():
@@ -350,7 +346,7 @@ def accuracies(run: Run, out: Path, zero_shot: ZeroShot) -> dict[str, Any]:
     """
     directory = out / run.name
     if run.config.pruner == "sparsegpt":
-        pruned = ["--model", json.loads((directory / "manifest.json").read_text())["options"]["save_model"]]
+        pruned = ["--model", read_json(directory / "manifest.json", _MANIFEST_BYTES)["options"]["save_model"]]
     else:
         pruned = ["--model", run.config.model, "--masks", str(directory / "masks.safetensors"), "--no-dense"]
     try:
@@ -385,7 +381,7 @@ def accuracy(place: Path, model: list[str], out: Path, zero_shot: ZeroShot) -> d
 def measured(path: Path, zero_shot: ZeroShot) -> Mapping[str, Any] | None:
     """The tasks of a file of `eval.zero_shot`; None if there is none, or it was asked for something else."""
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path, _MANIFEST_BYTES)
         asked = (tuple(found["tasks"]), found["task_data"], found["limit"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

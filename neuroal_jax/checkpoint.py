@@ -1,6 +1,6 @@
 """A model on disk, opened: its family and config, every tensor checked against the family's table, read on demand."""
 
-import json
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.files import SteadyFile, check_steady, parse_json, read_bounded
 from neuroal_jax.locate import locate
 from neuroal_jax.models import family_of
 from neuroal_jax.models.causal_lm import abstract_params
@@ -27,6 +28,8 @@ from neuroal_jax.tensors import (
     write_checkpoint,
 )
 
+_CONFIG_BYTES = 2**24  # far more than any config.json has
+
 
 @dataclass(frozen=True)
 class BlockWeights:
@@ -36,12 +39,21 @@ class BlockWeights:
     rest: dict[str, np.ndarray]
 
 
+@dataclass(frozen=True)
+class ConfigFile:
+    """config.json: its content, the SHA-256 of its bytes, and the file, which has to stay."""
+
+    content: Mapping[str, Any]
+    sha256: str
+    file: SteadyFile
+
+
 @dataclass
 class Checkpoint:
     """An opened checkpoint. `open_checkpoint` makes one; opening reads headers only."""
 
     path: Path
-    raw_config: Mapping[str, Any]
+    config_file: "ConfigFile"
     family: Family
     config: Any
     source: TensorSource
@@ -124,6 +136,10 @@ class Checkpoint:
             "prunable": combine({name: digest for name, digest in found.items() if name in prunable}),
         }
 
+    def check_unchanged(self) -> None:
+        """Raises UserError if config.json or a file of weights is not what it was when it was opened."""
+        check_steady([self.config_file.file, *self.source.steady])
+
     def save_edited(self, directory: Path, edit: Edit) -> None:
         """Writes a Hugging Face checkpoint whose prunable tensors went through `edit`, with config and tokenizer.
 
@@ -134,6 +150,7 @@ class Checkpoint:
         else:
             write_checkpoint(self.source, directory, self.prunable(), edit)
         copy_side_files(self.path, directory)
+        self.check_unchanged()
 
 
 def open_checkpoint(model: str) -> Checkpoint:
@@ -144,32 +161,37 @@ def open_checkpoint(model: str) -> Checkpoint:
             architecture or config attribute, missing, extra or misshapen tensors, pickled weights.
     """
     path = locate(model)
-    raw_config = read_config(path)
-    family = family_of(raw_config)
-    config = family.parse_config(raw_config)
+    config_file = read_config(path)
+    family = family_of(config_file.content)
+    config = family.parse_config(config_file.content)
     rules = family.rules(config)
     source: TensorSource = OrbaxSource(path, rules, config) if is_orbax(path) else SafetensorsSource(path)
     _check_tensors(path, family, config, source)
-    return Checkpoint(path, raw_config, family, config, source, rules)
+    return Checkpoint(path, config_file, family, config, source, rules)
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> ConfigFile:
     """config.json of a checkpoint directory."""
     file = path / "config.json"
     if not file.is_file():
         raise UserError(f"{path} has no config.json: expected a Hugging Face checkpoint directory")
+    steady = SteadyFile.at(file)
     try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_bounded(file, _CONFIG_BYTES)
+        config = parse_json(content.decode())
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} is not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise UserError(f"{file} holds a {type(config).__name__}, expected an object")
-    return config
+    return ConfigFile(config, hashlib.sha256(content).hexdigest(), steady)
 
 
 def _check_tensors(path: Path, family: Family, config: Any, source: TensorSource) -> None:
     """Raises UserError listing every tensor that is missing, extra, misshapen or of an unsupported dtype."""
-    shapes = abstract_params(family, config)
+    try:
+        shapes = abstract_params(family, config)
+    except Exception as error:  # JAX raises several kinds for sizes beyond its own
+        raise UserError(f"{path}: no model has the sizes that its config.json gives ({error})") from error
     expected = expand(family.rules(config), config.num_hidden_layers)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     problems = []

@@ -8,6 +8,9 @@ from typing import Any, NoReturn
 
 from neuroal_jax.config import PruneConfig, check_names, flag
 from neuroal_jax.errors import UserError
+from neuroal_jax.files import read_bounded
+
+_YAML_BYTES = 2**20  # far more than any list of options
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,13 +79,30 @@ def read_yaml(path: Path, known: Collection[str]) -> dict[str, Any]:
     Raises:
         UserError: If it cannot be read, or names an option that is not `known`.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        content = _plain_yaml(read_bounded(path, _YAML_BYTES).decode())
+    except Exception as error:  # PyYAML raises KeyError and others for scalars that are not of their tag
         reason = " ".join(str(error).split())
         raise UserError(f"--config {path} cannot be read ({reason})") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path} holds a {type(content).__name__}, expected options as 'name: value' lines")
     return check_names(content, known, f"--config {path}")
+
+
+def _plain_yaml(text: str) -> Any:
+    """The value of a YAML text without anchors, which a few lines could make a terabyte of, and without double keys."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("anchors are not supported")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            found = super().construct_mapping(node, deep)
+            if len(found) < len(node.value):
+                raise ValueError("a key appears twice")
+            return found
+
+    return yaml.load(text, Loader)

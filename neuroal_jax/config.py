@@ -219,6 +219,8 @@ def check_names(values: Mapping[str, Any], known: Collection[str], origin: str) 
         name = str(key).replace("-", "_")
         if name not in known:
             raise UserError(f"{origin}: " + _unknown("option", str(key), tuple(known)).removeprefix("--option "))
+        if name in result:
+            raise UserError(f"{origin}: {name} appears twice")
         result[name] = value
     return result
 

@@ -6,18 +6,21 @@ import io
 import json
 import os
 import random
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import numpy as np
 
 from neuroal_jax.config import HUB_TEXTS, TEXTS
 from neuroal_jax.errors import UserError
+from neuroal_jax.files import allowed_size
 from neuroal_jax.locate import DEMO
+from neuroal_jax.memory import is_exhausted, refuse_what_cannot_fit
 
 if TYPE_CHECKING:
     from neuroal_jax.checkpoint import Checkpoint
@@ -28,8 +31,9 @@ _C4_EVALUATION = (1100, 256)  # documents read, windows kept: the usual cut of C
 _COLUMNS = {"c4": "text", "wikitext2": "text", "ptb": "sentence"}
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _HOPELESS = 20_000  # documents tried without finding a single one that is long enough
+_ENCODING_BYTES = 32  # that a tokenizer takes for each character, at least
 
-Encode = Callable[[str], list[int]]
+Encode = Callable[[str], Sequence[int] | np.ndarray]
 
 
 def default_seqlen(model: str) -> int:
@@ -222,6 +226,13 @@ def read_evaluations(reader: Reader, sources: Sequence[str], flag: str = "--eval
     return {name: reader.evaluation(source, flag) for name, source in zip(labels, sources, strict=True)}
 
 
+def check_sources(calibration: str, evaluations: Sequence[str]) -> None:
+    """Raises UserError for a text that is neither a data set nor a file."""
+    _check_exists(calibration, f"--calib {calibration}")
+    for source in evaluations:
+        _check_exists(source, f"--eval {source}")
+
+
 def _check_exists(source: str, flag: str) -> None:
     name, file = _named(source)
     if file is not None and not os.path.isfile(file):
@@ -238,6 +249,7 @@ def _load_tokens(path: Path, role: str, flag: str) -> np.ndarray:
     """Token ids of a file, 1-D or 2-D; of several arrays in an .npz, the one named after its role."""
     try:
         with path.open("rb") as file:  # NumPy leaves a file open that it opened itself and found damaged
+            _check_expansion(file, allowed_size(path))
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 ids = loaded
@@ -257,6 +269,16 @@ def _load_tokens(path: Path, role: str, flag: str) -> np.ndarray:
     if ids.size == 0:
         raise UserError(f"{flag}: holds no tokens")
     return ids
+
+
+def _check_expansion(file: BinaryIO, allowed: int) -> None:
+    """Raises ValueError if an .npz file's directory, beyond which nothing is read, holds more than `allowed` bytes."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > allowed:
+            raise ValueError(f"{size} bytes in a file that may hold {allowed}")
+    file.seek(0)
 
 
 def _load_text(source: str, split: str, flag: str) -> Text:
@@ -324,14 +346,45 @@ def _read_text(path: Path, flag: str, column: str = "text") -> Text:
     try:
         if kind == ".parquet":
             return Text(_parquet_column(path, flag, column), joined=False)
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        with _opened(path) as file:
             if kind in (".jsonl", ".json"):
                 return Text(
                     [_text_of(line, number, flag, column) for number, line in enumerate(file, 1) if line.strip()], False
                 )
             return Text([file.read()], joined=True)
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{flag}: cannot be read as text ({error})") from error
+
+
+class _Bounded(io.RawIOBase):
+    """A gzip file that ends in a ValueError before its content takes more than it may."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = gzip.GzipFile(path)
+        self._left = allowed_size(path)
+
+    def readable(self) -> bool:
+        """Yes: `io.BufferedReader` asks."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills a buffer; returns the number of bytes."""
+        count = self._file.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("it expands to far more than text does")
+        return count
+
+    def close(self) -> None:
+        """Closes the file too."""
+        self._file.close()
+        super().close()
+
+
+def _opened(path: Path) -> TextIO:
+    if path.suffix != ".gz":
+        return path.open(encoding="utf-8")
+    return io.TextIOWrapper(io.BufferedReader(_Bounded(path), 2**16), encoding="utf-8")
 
 
 def _text_of(line: str, number: int, flag: str, column: str) -> str:
@@ -346,19 +399,42 @@ def _text_of(line: str, number: int, flag: str, column: str) -> str:
 
 
 def _parquet_column(path: Path, flag: str, column: str) -> list[str]:
-    import pyarrow
     from pyarrow import parquet
 
     try:
         columns = parquet.read_schema(path).names
-        if column not in columns:
+        if columns.count(column) != 1:
             raise UserError(f"{flag}: has columns {columns}, expected one named '{column}'")
-        documents = parquet.read_table(path, columns=[column])[column].to_pylist()
-    except pyarrow.ArrowException as error:
+        with parquet.ParquetFile(path, read_dictionary=[column]) as file:
+            documents = _strings(file, column, allowed_size(path))
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow raises OSError, UnicodeDecodeError and others of its own for damaged files
         raise UserError(f"{flag}: cannot be read as parquet ({error})") from error
     if not all(isinstance(document, str) for document in documents):
         raise UserError(f"{flag}: column '{column}' holds something other than strings")
     return documents
+
+
+def _strings(file: Any, column: str, allowed: int) -> list[Any]:
+    """A column; raises ValueError if it takes more than `allowed` bytes, before it does.
+
+    It is read as a dictionary: a text that is repeated a million times takes no more room there than in the file.
+    """
+    import pyarrow
+    from pyarrow import compute
+
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    size = file.metadata.num_rows + sum(group.total_byte_size for group in groups)
+    if size <= allowed:
+        chunks = file.read(columns=[column])[column].chunks
+        for chunk in chunks:
+            if pyarrow.types.is_dictionary(chunk.type):
+                lengths = compute.take(compute.binary_length(chunk.dictionary), chunk.indices)
+                size += compute.sum(lengths).as_py() or 0
+        if size <= allowed:
+            return [text for chunk in chunks for text in chunk.to_pylist()]
+    raise ValueError(f"it takes {size} bytes or more, far more than text of this file's size does")
 
 
 @dataclass(frozen=True)
@@ -370,7 +446,7 @@ class _Tokenizer:
     description: dict[str, str]
 
     def begins_with_bos(self) -> bool:
-        return self.bos is not None and self.encode("a")[:1] == [self.bos]
+        return self.bos is not None and list(self.encode("a")[:1]) == [self.bos]
 
 
 def _tokenizer(model: Path, without_bos: bool = False) -> _Tokenizer:
@@ -388,17 +464,18 @@ def _tokenizer(model: Path, without_bos: bool = False) -> _Tokenizer:
             f"the tokenizer in {model} cannot be loaded ({reason}): pass token ids (.npy) instead"
         ) from error
     bos = tokenizer.bos_token_id
+    encode = partial(_encode, tokenizer, model)
     description = {"class": type(tokenizer).__name__, "sha256": _tokenizer_sha256(model)}
     if not without_bos:
-        return _Tokenizer(lambda text: tokenizer(text)["input_ids"], bos, description)
+        return _Tokenizer(encode, bos, description)
     if bos is None:
         raise UserError(f"the tokenizer in {model} has no BOS token, which this family needs in front of every window")
 
-    def encode(text: str) -> list[int]:
-        ids = tokenizer(text)["input_ids"]
-        return ids[1:] if ids[:1] == [bos] else ids
+    def encode_without(text: str) -> Sequence[int] | np.ndarray:
+        ids = encode(text)
+        return ids[1:] if list(ids[:1]) == [bos] else ids
 
-    return _Tokenizer(encode, bos, description)
+    return _Tokenizer(encode_without, bos, description)
 
 
 def _tokenizer_sha256(model: Path) -> str:
@@ -406,6 +483,22 @@ def _tokenizer_sha256(model: Path) -> str:
     for path in sorted(path for name in _TOKENIZER_FILES for path in model.glob(name)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _encode(tokenizer: Any, model: Path, text: str) -> Sequence[int] | np.ndarray:
+    if len(text) > 2**20:  # where tokenizers gets no memory, it ends the process
+        refuse_what_cannot_fit(_ENCODING_BYTES * len(text), "give a shorter text")
+    try:
+        return np.array(tokenizer(text)["input_ids"], dtype=np.int32)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises several kinds for inconsistent files, and panics, which is none
+        if is_exhausted(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the tokenizer in {model} cannot read this text ({reason}): pass token ids (.npy) instead"
+        ) from error
 
 
 def _tokenise(encode: Encode, text: str) -> np.ndarray:
@@ -416,6 +509,7 @@ def _sample(
     documents: Sequence[Callable[[], np.ndarray]], samples: int, seqlen: int, seed: int, flag: str, *, joined: bool
 ) -> np.ndarray:
     """Draws `samples` windows; each document is tokenised at most once, and only when it is drawn."""
+    refuse_what_cannot_fit(samples * (8 * seqlen + 100), "lower --nsamples or --seqlen")
     rng = random.Random(seed)
     lengths: dict[int, int] = {}
     usable: dict[int, np.ndarray] = {}

@@ -1,14 +1,20 @@
 """The exceptions that a user is meant to read."""
 
+_LONGEST = 2000  # characters of a message
+
 
 class UserError(Exception):
     """A problem in what the user gave: one line, naming what was found, what was expected and what to do next.
 
-    The command line prints the message without a traceback and exits with code 2.
+    The command line prints the message without a traceback and exits with code 2. What a file or an option brings into
+    the message can neither command the terminal nor flood it.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        text = " ".join(message.split())
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
 
 
 class IllegalCombination(UserError):

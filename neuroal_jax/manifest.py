@@ -1,6 +1,5 @@
 """manifest.json: everything needed to know, compare and repeat a run."""
 
-import hashlib
 import importlib.metadata
 import platform
 import resource
@@ -88,6 +87,5 @@ def describe_hashes(
     checkpoint: Checkpoint, weights: Mapping[str, str], data: Mapping[str, Windows | None]
 ) -> dict[str, Any]:
     """SHA-256 of the weights (all, and the prunable ones), of config.json and of the tokens used."""
-    config = hashlib.sha256((checkpoint.path / "config.json").read_bytes()).hexdigest()
     tokens = {name: None if windows is None else windows.sha256 for name, windows in data.items()}
-    return {**weights, "config": config, **tokens}
+    return {**weights, "config": checkpoint.config_file.sha256, **tokens}

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from neuroal_jax.errors import UserError, shorten
-from neuroal_jax.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests
+from neuroal_jax.files import parse_json
+from neuroal_jax.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests, read_header
 
 FORMAT = "neuroal-masks-1"
 _ENTRY = "neuroal"
@@ -83,10 +84,11 @@ def read_masks(path: Path) -> PackedMasks:
         UserError: If the file is not a complete, consistent mask file.
     """
     try:
+        read_header(path)  # stricter than the library about names
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError, AttributeError, TypeError) as error:  # the last two: dtypes NumPy lacks
+    except (UserError, OSError, SafetensorError, AttributeError, TypeError) as error:  # the last two: odd dtypes
         raise UserError(f"{path} is not a readable mask file ({error})") from error
     header = _read_header(path, metadata)
     widths = _read_counts(path, header, "widths")
@@ -138,8 +140,8 @@ def load_masks(path: str | Path) -> dict[str, np.ndarray]:
 
 def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        header = json.loads(metadata.get(_ENTRY, "{}"))
-    except (ValueError, RecursionError) as error:
+        header = parse_json(metadata.get(_ENTRY, "{}"))
+    except ValueError as error:
         raise UserError(f"{path}: its metadata is damaged ({error})") from error
     found = header.get("format") if isinstance(header, dict) else None
     if found != FORMAT:

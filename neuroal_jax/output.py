@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from neuroal_jax.errors import UserError
+from neuroal_jax.memory import is_exhausted
 
 
 @contextmanager
@@ -45,7 +46,11 @@ def staged(target: Path, *, overwrite: bool, marker: str, flag: str, stale: str 
     try:
         yield staging
         _publish(staging, target, marker, stale if replacing else None)
+    except BrokenPipeError:  # of stdout
+        raise
     except (OSError, SafetensorError) as error:  # a full disk, a directory in the way, a target that vanished
+        if is_exhausted(error):
+            raise
         raise UserError(f"{flag} {target} cannot be written ({error})") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

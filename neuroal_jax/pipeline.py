@@ -26,9 +26,10 @@ from neuroal_jax.budget import count, fit_mean, prunable_weights
 from neuroal_jax.checkpoint import Checkpoint, open_checkpoint
 from neuroal_jax.compilation import use_cache
 from neuroal_jax.config import ALLOCATIONS, AUTO, PruneConfig
-from neuroal_jax.data import Windows, default_seqlen, read_evaluations, reader_for
+from neuroal_jax.data import Windows, check_sources, default_seqlen, read_evaluations, reader_for
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks import PackedMasks, save_masks
+from neuroal_jax.memory import LOWER, exhaustion_explained, refuse_what_cannot_fit
 from neuroal_jax.output import replace_text, spilled, staged, write_json
 from neuroal_jax.plan import Plan, Workload, make_plan
 from neuroal_jax.pruners import PRUNERS
@@ -87,9 +88,15 @@ def prune(config: PruneConfig) -> PruneResult:
     """
     if config.compilation_cache != AUTO:
         use_cache(config.compilation_cache)
+    with exhaustion_explained(LOWER):
+        return _prune(config)
+
+
+def _prune(config: PruneConfig) -> PruneResult:
     clock = _Clock()
     with clock("read"):
         task = _open(config)
+    check_sources(config.calib, config.evaluations)
     if config.dry_run:
         # Token files are quick to read, and say how long their sequences are; texts are not.
         plan = _plan(task, *((None, {}) if _reads_text(config) else _read_data(task)))
@@ -120,6 +127,7 @@ def prune(config: PruneConfig) -> PruneResult:
         content = _manifest(task, result, calibration, evaluations, hashes.result(), clock, asked)
         write_json(out / MANIFEST, content)
         _write_report(out / REPORT, content, allocation)
+        task.checkpoint.check_unchanged()
     console.print_result(content, target, config.model_directory)
     return PruneResult(target, result.plan, content, packed, result.allocation)
 
@@ -177,7 +185,7 @@ def _holds_a_model(target: Path) -> bool:
     try:
         saved = json.loads((target / MANIFEST).read_text())["options"]["save_model"]
         return os.path.realpath(saved) == os.path.realpath(target / MODEL)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -261,6 +269,7 @@ def _compute(
     config, checkpoint, shapes = task.config, task.checkpoint, task.checkpoint.linear_shapes()
     block_ops.trace_counts.clear()
     plan = _plan(task, calibration, evaluations)
+    refuse_what_cannot_fit(plan.certain_host)
     samples, seqlen = calibration.ids.shape
     walk = Walk(checkpoint, _method(config), config.dtype, batch_size(seqlen, samples))
 

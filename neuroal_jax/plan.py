@@ -13,7 +13,6 @@ The formula, with C candidates per batch out of K, N search sequences of T token
 """
 
 import math
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy as np
 from neuroal_jax.block_ops import Method
 from neuroal_jax.budget import prunable_weights
 from neuroal_jax.checkpoint import Checkpoint
+from neuroal_jax.memory import available_memory
 from neuroal_jax.models.layers import score_bytes
 from neuroal_jax.walk import candidates_together
 
@@ -63,7 +63,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will need, in bytes."""
+    """What a run will need, in bytes: the peaks are estimates, `certain_host` is less than any such run takes."""
 
     linears: dict[str, tuple[int, int]]
     num_blocks: int
@@ -71,6 +71,7 @@ class Plan:
     candidate_batch: int
     device_peak: int
     host_peak: int
+    certain_host: int
     device_available: int
     output_bytes: int
 
@@ -101,6 +102,10 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
 
     mask_bytes = checkpoint.num_blocks * sum(out * -(-width // 8) for out, width in shapes.values())
     device = max(search_peak, walk_peak)
+    # A block, what is left of it and the next one; all hidden states where the method reads activations; the masks.
+    states = work.samples * work.seqlen * hidden if work.method.needs else 0
+    held = block * (3 if checkpoint.num_blocks > 1 else 2)
+    certain = (held + states if on_host else 0) + mask_bytes
     model_bytes = sum(info.size * {"F32": 4}.get(info.dtype, 2) for info in checkpoint.source.infos.values())
     return Plan(
         linears=shapes,
@@ -109,6 +114,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
         candidate_batch=batch,
         device_peak=device,
         host_peak=_runtime_bytes(work) + mask_bytes + (device if on_host else 2 * block),
+        certain_host=certain,
         device_available=available,
         output_bytes=mask_bytes + (model_bytes if work.save_model else 0),
     )
@@ -159,4 +165,4 @@ def device_memory() -> tuple[int, bool]:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"], False
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), True
+    return available_memory()[0], True

@@ -12,35 +12,26 @@ from typing import TYPE_CHECKING
 
 from neuroal_jax.cli import parse_arguments
 from neuroal_jax.config import PruneConfig
-from neuroal_jax.errors import UserError
-from neuroal_jax.interrupts import INTERRUPTED, termination_interrupts
+from neuroal_jax.interrupts import INTERRUPTED
+from neuroal_jax.program import Messages, run_program
 
 if TYPE_CHECKING:
     from neuroal_jax.pipeline import PruneResult
 
-USER_ERROR = 2
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code (0 done, 2 user error, 130 interrupted)."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    """Runs the command line; returns the exit code, see `run_program`."""
+    logging.basicConfig(handlers=[Messages()], level=logging.WARNING)
     logging.getLogger("neuroal_jax").setLevel(logging.INFO)
-    try:
-        with termination_interrupts():
-            config = parse_arguments(arguments)
-            from neuroal_jax import compilation, pipeline
 
-            compilation.use_cache(config.compilation_cache)
-            pipeline.prune(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    def work() -> None:
+        config = parse_arguments(arguments)
+        from neuroal_jax import compilation, pipeline
+
+        compilation.use_cache(config.compilation_cache)
+        pipeline.prune(config)
+
+    return run_program(work)
 
 
 class _CallableModule(types.ModuleType):

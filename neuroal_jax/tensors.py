@@ -5,8 +5,7 @@ import json
 import math
 import os
 import shutil
-import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from neuroal_jax.errors import UserError
+from neuroal_jax.files import SteadyFile, parse_json, read_json
 
 FLOAT_DTYPES = {
     "F32": np.dtype(np.float32),
@@ -26,6 +26,8 @@ FLOAT_DTYPES = {
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARD_BYTES = 5 * 10**9
+_CHUNK_BYTES = 2**24
+_INDEX_BYTES = 256 * 2**20  # more than any index has
 _NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".py"}
 
 
@@ -49,41 +51,50 @@ class TensorSource(Protocol):
     def infos(self) -> Mapping[str, TensorInfo]:
         """Shape and dtype of every tensor, without reading it."""
 
+    @property
+    def steady(self) -> Sequence[SteadyFile]:
+        """The files that must stay as they are while tensors are read."""
+
     def read(self, name: str) -> np.ndarray:
-        """The tensor as stored; may be a read-only view of a file."""
+        """The tensor as stored; raises UserError if it cannot be read or its file changed."""
 
 
 class SafetensorsSource:
-    """The `model*.safetensors` files of a directory, memory-mapped.
+    """The `model*.safetensors` files of a directory.
 
     Raises:
         UserError: If there is no such file, one is corrupt, or the index and the files disagree.
     """
 
     def __init__(self, directory: Path) -> None:
-        self.files = _weight_files(directory)
+        self.files, index = _weight_files(directory)
+        self.steady = [SteadyFile.at(path) for path in self.files]
         self.infos: dict[str, TensorInfo] = {}
-        self._places: dict[str, tuple[Path, int]] = {}
-        for path in self.files:
-            header, start = read_header(path)
+        self._places: dict[str, tuple[SteadyFile, int]] = {}
+        for file in self.steady:
+            header, start = read_header(file.path)
             for name, entry in header.items():
                 if name in self.infos:
-                    raise UserError(f"tensor {name} is in two files, {self._places[name][0].name} and {path.name}")
+                    raise UserError(
+                        f"tensor {name} is in two files, {self._places[name][0].path.name} and {file.path.name}"
+                    )
                 self.infos[name] = TensorInfo(tuple(entry["shape"]), entry["dtype"])
-                self._places[name] = (path, start + entry["data_offsets"][0])
-        missing = sorted(_indexed_names(directory) - set(self.infos))
-        if missing:
-            raise UserError(f"{directory / _INDEX} lists tensor {missing[0]}, which no file holds: download it again")
+                self._places[name] = (file, start + entry["data_offsets"][0])
+        for name, shard in sorted(index.items()):
+            if name not in self.infos:
+                raise UserError(f"{directory / _INDEX} lists tensor {name}, which no file holds: download it again")
+            if self._places[name][0].path.name != shard:
+                raise UserError(
+                    f"{directory / _INDEX} places tensor {name} in {shard}, but it is in "
+                    f"{self._places[name][0].path.name}: download it again"
+                )
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor as a read-only view of its file."""
+        """The tensor as stored; raises UserError if it cannot be read or its file changed."""
         info = self.infos[name]
-        path, offset = self._places[name]
+        file, offset = self._places[name]
         dtype = FLOAT_DTYPES[info.dtype]
-        if info.size == 0:
-            return np.zeros(info.shape, dtype)
-        raw = np.memmap(path, np.uint8, "r", offset, (info.size * dtype.itemsize,))
-        return raw.view(dtype).reshape(info.shape)
+        return np.frombuffer(file.read(offset, info.size * dtype.itemsize), dtype).reshape(info.shape)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -96,23 +107,28 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         with safe_open(path, framework="np"):
             pass
         with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length).decode()
+        if not text.startswith("{"):
+            raise ValueError("its header does not begin with {")
+        header = parse_json(text)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}): download or write it again") from error
     header.pop("__metadata__", None)
     return header, 8 + length
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files, and the index of a checkpoint that is in several."""
     if (directory / _SINGLE).is_file():
-        return [directory / _SINGLE]
+        return [directory / _SINGLE], {}
     if (directory / _INDEX).is_file():
-        shards = sorted(set(_read_index(directory).values()))
+        index = _read_index(directory)
+        shards = sorted(set(index.values()))
         for shard in shards:
             if Path(shard).name != shard or not os.path.isfile(directory / shard):
                 raise UserError(f"{directory / _INDEX} names {shard!r}, which is no file of {directory}")
-        return [directory / shard for shard in shards]
+        return [directory / shard for shard in shards], index
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
     if pickles:
         raise UserError(
@@ -125,17 +141,12 @@ def _weight_files(directory: Path) -> list[Path]:
 def _read_index(directory: Path) -> dict[str, str]:
     path = directory / _INDEX
     try:
-        weight_map = json.loads(path.read_text())["weight_map"]
+        weight_map = read_json(path, _INDEX_BYTES)["weight_map"]
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise TypeError("weight_map is not an object of file names")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a valid index ({error})") from error
     return weight_map
-
-
-def _indexed_names(directory: Path) -> set[str]:
-    sharded = not (directory / _SINGLE).is_file() and (directory / _INDEX).is_file()
-    return set(_read_index(directory)) if sharded else set()
 
 
 def is_finite(array: np.ndarray) -> bool:
@@ -171,10 +182,10 @@ def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str
     Headers, file names and the index stay as they are, so every reader of the original reads the copy.
     """
     changed = frozenset(edited)
-    for path in source.files:
-        header, start = read_header(path)
-        with path.open("rb") as old, (directory / path.name).open("wb") as new:
-            new.write(old.read(start))
+    for file in source.steady:
+        header, start = read_header(file.path)
+        with (directory / file.path.name).open("wb") as new:
+            new.write(file.read(0, start))
             for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 begin, end = entry["data_offsets"]
                 if name in changed:
@@ -182,30 +193,34 @@ def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str
                     # safetensors expects row-major bytes; a transposed view would write the wrong order.
                     new.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
                 else:
-                    _copy_range(old, new, start + begin, end - begin)
+                    for at in range(begin, end, _CHUNK_BYTES):
+                        new.write(file.read(start + at, min(_CHUNK_BYTES, end - at)))
             new.flush()
             os.fsync(new.fileno())
     index = source.files[0].parent / _INDEX
     if index.is_file() and source.files[0].name != _SINGLE:
-        (directory / _INDEX).write_bytes(index.read_bytes())
+        copy_file(index, directory / _INDEX)
 
 
-def _copy_range(old: Any, new: Any, begin: int, length: int) -> None:
-    old.seek(begin)
-    while length:
-        chunk = old.read(min(length, 2**24))
-        if not chunk:
-            raise UserError(f"{old.name} became shorter while it was copied")
-        new.write(chunk)
-        length -= len(chunk)
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file; raises UserError if it cannot be read, OSError if it cannot be written."""
+    try:
+        content = source.open("rb")
+    except OSError as error:
+        raise UserError(f"{source} cannot be read ({error.strerror})") from error
+    with content, target.open("wb") as new:
+        shutil.copyfileobj(content, new)
+
+
+DIGESTS = "params_sha256.json"  # of an Orbax checkpoint's files, which have no checksums of their own
 
 
 def copy_side_files(source: Path, directory: Path) -> None:
     """Copies config, tokenizer and other small files of a checkpoint's top level, never weights or code."""
     for path in sorted(source.iterdir()):
-        skipped = path.suffix in _NOT_COPIED or path.name.endswith(".safetensors.index.json")
+        skipped = path.suffix in _NOT_COPIED or path.name.endswith((".safetensors.index.json", DIGESTS))
         if path.is_file() and not skipped:
-            shutil.copyfile(path, directory / path.name)
+            copy_file(path, directory / path.name)
 
 
 def write_checkpoint(source: TensorSource, directory: Path, edited: Iterable[str], edit: Edit) -> None:

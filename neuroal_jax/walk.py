@@ -83,10 +83,7 @@ class Walk:
         batches = self._batches(windows)
         hidden = self._embed(batches)
         for block, weights in self._blocks():
-            if results is not None and results[block].updated:
-                weights = Weights(self._put(results[block].updated), weights.rest)
-            elif results is not None:
-                weights = block_ops.apply_masks(tuple(weights.linears), weights, results[block].packed)
+            weights = self._pruned(weights, results[block]) if results else weights
             hidden = [block_ops.run(self.spec, weights, h) for h in hidden]
             jax.block_until_ready(hidden)
             done(1)
@@ -96,9 +93,24 @@ class Walk:
         ]
         loss = float(np.concatenate(losses)[: len(windows)].mean(dtype=np.float64))
         if not np.isfinite(loss):
+            self._find_overflow(batches, results)
             state = "dense" if results is None else "pruned"
             raise UserError(f"the {state} model's loss is {loss} in {self.dtype}: try --dtype float32")
         return float(np.exp(loss))
+
+    def _pruned(self, weights: Weights, result: BlockResult) -> Weights:
+        if result.updated:
+            return Weights(self._put(result.updated), weights.rest)
+        return block_ops.apply_masks(tuple(weights.linears), weights, result.packed)
+
+    def _find_overflow(self, batches: list[np.ndarray], results: list[BlockResult] | None) -> None:
+        """Walks again, to raise UserError for the first block and linear whose input is not finite."""
+        hidden = self._embed(batches)
+        for block, weights in self._blocks():
+            weights = self._pruned(weights, results[block]) if results else weights
+            for index, h in enumerate(hidden):
+                hidden[index], squares = block_ops.observe(self.spec, weights, h)
+                self._check_sums(block, squares)
 
     def search(
         self, windows: np.ndarray, candidates: list[Counts], batch: int, done: Done = lambda n: None

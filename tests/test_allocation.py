@@ -50,7 +50,7 @@ BAD = {
     "part of a name": ({"model.layers.0": 0.5, "model.layers.1": 0.5, "model.lay": 0.5}, "model.lay is no linear"),
     "rows": ({"model": [0.5]}, "lists 1 rows, expected 2"),
     "above one": ({"model": 1.5}, "is 1.5, expected a number between 0 and 1"),
-    "NaN": ({"model": float("nan")}, "is nan"),
+    "NaN": ({"model": float("nan")}, "NaN is no JSON number"),
     "text": ({"model": "0.5"}, "is '0.5'"),
     "rows of text": ({"model": 0.5, "model.layers.0.q": [0.5, "a"]}, "something other than numbers"),
 }
@@ -84,9 +84,7 @@ def test_the_borders_are_sparsities_and_the_method_may_be_left_out(tmp_path):
     assert allocation.method == "file"
 
 
-@pytest.mark.parametrize(
-    "value", [True, None, {}, -0.1, 10**400, [0.5, 1.5], [0.5, float("nan")], [0.5, True], [0.5, [1]]]
-)
+@pytest.mark.parametrize("value", [True, None, {}, -0.1, 10**400, [0.5, 1.5], [0.5, True], [0.5, [1]]])
 def test_what_is_no_sparsity_is_refused(tmp_path, value):
     sparsity = {"model": 0.5, "model.layers.0.q": value}
     with pytest.raises(UserError, match=r"does not fit the model: model\.layers\.0\.q "):

@@ -193,15 +193,22 @@ METHODS = [
         "dsnot_threshold": 0.5,
     },
     {"allocation": "alpha", "alpha_epsilon": 0.2, "pruner": "sparsegpt", "sparsegpt_group": 64},
+    {
+        "allocation": "neuroal",
+        "step": "block",
+        "block_lambdas": (0.1, 0.2),
+        "row_lambdas": (0.3,),
+        "candidate_batch": 3,
+        "search_samples": 2,
+    },
 ]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=["owl, dsnot", "alpha, sparsegpt"])
+@pytest.mark.parametrize("method", METHODS, ids=["owl, dsnot", "alpha, sparsegpt", "neuroal"])
 def test_every_option_is_a_flag_and_a_yaml_key(tmp_path, method):
     options = {
-        "model": "a", "sparsity": 0.25, "pruner": "magnitude", "allocation": "uniform", "step": "block",
-        "block_lambdas": (0.1, 0.2), "row_lambdas": (0.3,), "candidate_batch": 3, "budget": "reference",
-        "calib": "c.txt", "nsamples": 5, "search_samples": 2, "seqlen": 7, "seed": 9, "eval": "none",
+        "model": "a", "sparsity": 0.25, "pruner": "magnitude", "budget": "reference",
+        "calib": "c.txt", "nsamples": 5, "seqlen": 7, "seed": 9, "eval": "none",
         "dtype": "float16", "compilation_cache": "z", "out": "b", "save_model": "c", "dry_run": True, "overwrite": True,
         **method,
     }  # fmt: skip
@@ -237,7 +244,7 @@ BAD_YAML = {
     "deep nesting": ("[" * 5000, "cannot be read"),
     "a bad value": ("model: m\nout: o\nsparsity: 2\n", "--sparsity is 2"),
     "a date": ("model: m\nout: 2020-01-01\nsparsity: 0.5\n", "--out is datetime.date"),
-    "itself": ("model: m\nout: o\nsparsity: 0.5\nblock_lambdas: &a [*a]\n", "--block-lambdas is"),
+    "itself": ("model: m\nout: o\nsparsity: 0.5\nblock_lambdas: &a [*a]\n", "anchors are not supported"),
 }
 
 
@@ -364,7 +371,7 @@ BAD_CONFIGS = {
     "an activation that is a list": ({"hidden_act": ["silu"]}, "hidden_act"),
     "an activation that is an object": ({"hidden_act": {}}, "hidden_act"),
     "an epsilon beyond any float": ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
-    "an epsilon that is NaN": ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+    "an epsilon that is NaN": ({"rms_norm_eps": float("nan")}, "NaN is no JSON number"),
     "yarn beside a plain rope": ({"rope_scaling": {"type": "yarn"}}, "yarn"),
     "an attribute named as a field of ours": ({"rope": 5}, "rope=5"),
     "a rope per layer type": ({"rope_parameters": {"full_attention": {}, "x": {"y": 1}}}, "x="),

@@ -1,6 +1,5 @@
 """How much of every block, linear and row is pruned: the allocation, and its file."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.files import read_json
 from neuroal_jax.output import write_json
 
 FORMAT = "neuroal-allocation-1"
 
+_MOST_BYTES = 2**30  # a list of numbers for each row of a model of 70B parameters takes a tenth
 _ALPHA_LIMIT = 1000  # AlphaPruning of the released code does not keep its numbers below 1
 
 # Sparsity of a linear: one number for all its rows, or float64 [out].
@@ -83,8 +84,8 @@ def load_allocation(
         UserError: If the file is not an allocation, does not cover every linear, or does not fit the model.
     """
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path, _MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise UserError(f"--allocation {path} cannot be read as JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__

@@ -1,0 +1,138 @@
+"""Reading files that someone else wrote: within bounds, strictly, and never while they change. Imports no JAX."""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from neuroal_jax.errors import UserError
+
+_DEEPEST = 64  # levels of nesting; what is deeper ends in a RecursionError here or there
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{\]}]')
+
+# How much a compressed file may hold: text shrinks to a third or a tenth, a decompression bomb to a thousandth.
+_MOST_EXPANSION = 20
+_ALWAYS_ALLOWED = 64 * 2**20
+
+
+def read_json(path: Path, limit: int) -> Any:
+    """The value of a JSON file of at most `limit` bytes.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is too large or not strict JSON in UTF-8, see `parse_json`.
+    """
+    return parse_json(read_bounded(path, limit).decode())
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """A file's bytes; raises ValueError if there are more than `limit`, OSError if it cannot be read."""
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"is larger than {limit} bytes")
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: If it is not JSON, names a key twice, holds NaN or infinity, or nests too deeply.
+    """
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+        if depth > _DEEPEST:
+            raise ValueError(f"nests deeper than {_DEEPEST} levels")
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def allowed_size(path: Path) -> int:
+    """How many bytes the content of a compressed file may take in memory."""
+    return _ALWAYS_ALLOWED + _MOST_EXPANSION * path.stat().st_size
+
+
+@dataclass(frozen=True)
+class SteadyFile:
+    """A file that has to stay as it was when the run began: it is read piece by piece, over hours perhaps.
+
+    Plain reads, not a memory map: a map of a file that becomes shorter ends the process.
+    """
+
+    path: Path
+    stamp: tuple[int, int, int]
+
+    @classmethod
+    def at(cls, path: Path) -> "SteadyFile":
+        """The file as it is now; raises UserError if it cannot be read."""
+        try:
+            return cls(path, _stamp(os.stat(path)))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})") from error
+
+    def read(self, offset: int, size: int) -> bytearray:
+        """`size` bytes of the file.
+
+        Raises:
+            UserError: If the file cannot be read or is not what it was.
+        """
+        found = bytearray(size)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(offset)
+                complete = _fill(file, memoryview(found))
+                steady = complete and _stamp(os.fstat(file.fileno())) == self.stamp
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read any more ({error.strerror})") from error
+        if not steady:
+            raise self._changed()
+        return found
+
+    def check(self) -> None:
+        """Raises UserError if the file is not what it was."""
+        try:
+            steady = _stamp(os.stat(self.path)) == self.stamp
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read any more ({error.strerror})") from error
+        if not steady:
+            raise self._changed()
+
+    def _changed(self) -> UserError:
+        return UserError(f"{self.path} changed while it was in use: start again when nothing writes to it")
+
+
+def check_steady(files: Iterable[SteadyFile]) -> None:
+    """Raises UserError for the first file that is not what it was."""
+    for file in files:
+        file.check()
+
+
+def _fill(file: BinaryIO, buffer: memoryview) -> bool:
+    """Reads until the buffer is full; false if the file ends before."""
+    while buffer:
+        count = file.readinto(buffer)  # type: ignore[attr-defined]
+        if not count:
+            return False
+        buffer = buffer[count:]
+    return True
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    # The last is the time that no one can set back: a change is found whatever a tool does to the others.
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,0 +1,95 @@
+"""How much memory there is, and what it looks like when there is none left. Imports no JAX."""
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from neuroal_jax.errors import UserError
+
+LOWER = "lower --nsamples, --search-samples, --candidate-batch or --seqlen, or give it more memory"
+_UNLIMITED = 2**60
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> tuple[int, str]:
+    """Bytes of host memory that this process can still take, and what bounds them."""
+    bounds = [(_free(), "free on this machine"), (_address_space(), "left under ulimit -v"), _cgroup()]
+    size, bound = min(bounds)
+    return max(size, 0), bound
+
+
+def _free() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (kilobytes,) = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+        return 1024 * int(kilobytes)
+    except (OSError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def _address_space() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return _UNLIMITED
+    try:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        used = 0
+    return limit - used
+
+
+def _cgroup() -> tuple[int, str]:
+    """What a container may still take: its limit, without what it holds and cannot drop."""
+    found = _UNLIMITED
+    try:
+        place = Path("/proc/self/cgroup").read_text().split("::", 1)[1].strip()
+        groups = [_CGROUPS / place.lstrip("/"), *(_CGROUPS / place.lstrip("/")).parents]
+    except (OSError, IndexError):
+        groups = []
+    for group in groups:
+        if not group.is_relative_to(_CGROUPS):
+            break
+        try:
+            limit = int((group / "memory.max").read_text())  # "max" is no number: no limit
+            used = int((group / "memory.current").read_text())
+            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            found = min(found, limit - used + int(statistics["inactive_file"]))
+        except (OSError, ValueError, KeyError):
+            continue
+    return found, "left to this control group"
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an exception of Python, NumPy, JAX or PyTorch says that memory ran out."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if isinstance(error, ImportError) and "failed to map segment" in str(error):
+        return True
+    signs = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory", "can't start new thread", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(sign.lower() in str(error).lower() for sign in signs)
+
+
+def refuse_what_cannot_fit(needed: int, advice: str = LOWER) -> None:
+    """Raises UserError if `needed` bytes of host memory, which will be used for certain, are more than there are."""
+    size, bound = available_memory()
+    if needed > size:
+        raise UserError(
+            f"out of memory: at least {needed / 2**30:.2f} GiB of the host's are needed, {size / 2**30:.2f} GiB are "
+            f"{bound}: {advice}"
+        )
+
+
+@contextmanager
+def exhaustion_explained(advice: str) -> Iterator[None]:
+    """Turns running out of memory into a UserError that ends in `advice`."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        if not is_exhausted(error):
+            raise
+        size, bound = available_memory()
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"out of memory ({reason}; {size / 2**30:.2f} GiB of the host's {bound}): {advice}") from error
