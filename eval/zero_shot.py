@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from neuroal_jax import __version__
 from neuroal_jax.cli import Parser
 from neuroal_jax.errors import UserError
-from neuroal_jax.interrupts import INTERRUPTED, termination_interrupts
 from neuroal_jax.locate import locate
 from neuroal_jax.masks import masks_of
 from neuroal_jax.output import check_new_file, publish_json
+from neuroal_jax.program import run_program
 from neuroal_jax.tensors import SafetensorsSource
 
 if TYPE_CHECKING:
@@ -181,19 +181,10 @@ def _cell(metrics: Mapping[str, float | None], metric: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done, 2 user error, 130 interrupted)."""
-    try:
-        with termination_interrupts():
-            return _main(arguments)
-    except (UserError, OSError) as error:  # the latter: a full disk, a file without permission
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return INTERRUPTED
+    return run_program(lambda: _run(vars(_parser().parse_args(arguments))))
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    options = vars(_parser().parse_args(arguments))
+def _run(options: dict[str, Any]) -> None:
     out, overwrite = options.pop("out"), options.pop("overwrite")
     if out is not None:
         check_new_file(out, overwrite=overwrite)
@@ -206,7 +197,6 @@ def _main(arguments: Sequence[str] | None) -> int:
     if out is not None:
         publish_json(out, result)
         print(f"written to {out}")
-    return 0
 
 
 def _parser() -> Parser:

@@ -20,10 +20,13 @@ from urllib.parse import quote
 from neuroal_jax import allocation as allocations
 from neuroal_jax.cli import Parser
 from neuroal_jax.errors import UserError
+from neuroal_jax.files import read_json
 from neuroal_jax.output import replace_text
 from neuroal_jax.plots import Section, columns, run_sections, sweep_sections
+from neuroal_jax.program import run_program
 
 REPORT = "report.html"
+_MOST_BYTES = 2**30  # of a manifest or an allocation
 _HASH_LENGTH = 12  # characters of a hash that are shown; the whole is in the cell's title
 
 Facts = Mapping[str, Any]  # a name and a text, or a text and a longer one that shows on hovering
@@ -264,14 +267,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done, 2 user error)."""
     parser = Parser(prog="python -m neuroal_jax.report", description="Writes report.html of an earlier run again.")
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="directory with manifest.json and allocation.json")
-    try:
+
+    def work() -> None:
         run = parser.parse_args(arguments).run
         replace_text(run / REPORT, _read_run(run))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"written to {run / REPORT}")
-    return 0
+        print(f"written to {run / REPORT}")
+
+    return run_program(work)
 
 
 def _read_run(run: Path) -> str:
@@ -292,8 +294,8 @@ def _read_run(run: Path) -> str:
 
 def _read(path: Path, expected: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path, _MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): name the directory of a finished run") from error
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
     if found != expected:
