@@ -5,7 +5,7 @@ DEV = .venv
 PIP_FLAGS = --quiet --disable-pip-version-check -c constraints.txt
 CHECKED = neuroal_jax convert eval tests benchmarks
 
-.PHONY: demo test lint bench bench-quality clean
+.PHONY: demo test fuzz lint bench bench-quality clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python -m neuroal_jax.prune --model demo --sparsity 0.7 --pruner wanda --allocation neuroal --step both \
@@ -20,6 +20,10 @@ lint: $(DEV)/installed
 	$(DEV)/bin/ruff check $(CHECKED)
 	$(DEV)/bin/ruff format --check $(CHECKED)
 	$(DEV)/bin/mypy
+	.ci/audit $(DEV)/bin
+
+fuzz: $(DEV)/installed
+	NEUROAL_FUZZ=20000 HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest tests/test_fuzz.py
 
 bench: $(DEV)/installed
 	$(DEV)/bin/python -m benchmarks.selection

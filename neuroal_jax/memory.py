@@ -11,6 +11,7 @@ from neuroal_jax.errors import UserError
 
 LOWER = "lower --nsamples, --search-samples, --candidate-batch or --seqlen, or give it more memory"
 _UNLIMITED = 2**60
+_THREADS_BYTES = 256 * 2**20  # address space of the stacks and heaps of threads to come
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -38,7 +39,7 @@ def _address_space() -> int:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         used = 0
-    return limit - used
+    return limit - used - _THREADS_BYTES
 
 
 def _cgroup() -> tuple[int, str]:
