@@ -12,7 +12,6 @@ and a table to sort.
 import csv
 import io
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -61,7 +60,15 @@ TAIL = ("search_seconds", "prune_seconds", "host_peak_mib", "device_peak_mib", "
 ZERO_SHOT = ("tasks", "task_data", "limit")
 ACCURACY = "accuracy.json"
 _MEASURED = ("pruned_token_ppl", "acc_mean")
-_IMMATERIAL = {"out", "save_model", "overwrite", "dry_run", "candidate_batch", "compilation_cache"}  # to a run's result
+_IMMATERIAL = {
+    "out",
+    "save_model",
+    "overwrite",
+    "dry_run",
+    "candidate_batch",
+    "compilation_cache",
+    "resume",
+}  # to a run's result
 _OF_THE_SEARCH = {"step", "block_lambdas", "row_lambdas", "search_samples"}
 _MANIFEST_BYTES = 2**28  # more than any manifest has
 
@@ -116,7 +123,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     tasks.add_argument("--task-data", metavar="DIR", help="folder of the tasks' rows, as for eval.zero_shot")
     tasks.add_argument("--limit", metavar="N", help="only the first N rows of each task")
-    swept = {option for option, _ in AXES.values()} | {"refine", "out", "save_model", "overwrite", "dry_run"}
+    swept = {option for option, _ in AXES.values()} | {"refine", "out", "save_model", "overwrite", "resume", "dry_run"}
     add_options(parser, leave_out=swept)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     file, dry_run = given.pop("config", None), given.pop("dry_run")
@@ -314,12 +321,10 @@ def execute(run: Run, out: Path) -> dict[str, Any]:
     """Runs a process; returns its row, with what went wrong if something did. Its output goes to a log."""
     directory = out / run.name
     directory.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in directory.parent.glob(f".{directory.name[:99]}.*.partial"):  # of a run that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
     (directory / ACCURACY).unlink(missing_ok=True)  # of a run whose manifest was removed
     log = out / "logs" / f"{run.name.replace('/', '-')}.log"
     config = log.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(run.config.plain()))
+    config.write_text(yaml.safe_dump({**run.config.plain(), "resume": True}))
     error = process(["neuroal_jax.prune", "--config", str(config)], log)
     row = finished(out, run)  # whatever the exit code: another sweep may have been quicker
     return describe(run, None, error) if row is None else row

@@ -108,6 +108,7 @@ class PruneConfig:
     save_model: str | None = _option(None, "output", "also write the pruned model as a Hugging Face checkpoint here")
     dry_run: bool = _option(False, "output", "print the plan, memory and output sizes; load no weights, write nothing")
     overwrite: bool = _option(False, "output", "replace a run that --out or --save-model already holds")
+    resume: bool = _option(False, "output", "go on with an interrupted run of these options, if there is one")
 
     def __post_init__(self) -> None:
         """Converts and checks every value."""
@@ -136,6 +137,7 @@ class PruneConfig:
             "save_model": _optional(_text, "save_model", self.save_model),
             "dry_run": _boolean("dry_run", self.dry_run),
             "overwrite": _boolean("overwrite", self.overwrite),
+            "resume": _boolean("resume", self.resume),
         }
         for name, value in converted.items():
             object.__setattr__(self, name, value)

@@ -89,6 +89,7 @@ def print_plan(plan: Plan, checkpoint: Checkpoint, model: str, sparsity: float) 
     log.info("device memory peak: %s of %s", _gib(plan.device_peak), _gib(plan.device_available))
     log.info("host memory peak: %s", _gib(plan.host_peak))
     log.info("bytes to be written: %d (and allocation.json, manifest.json, report.html)", plan.output_bytes)
+    log.info("state for --resume while it runs: %s at most", _gib(plan.state_bytes))
     log.info("dry run: no weights were read, nothing was written")
 
 

@@ -4,6 +4,7 @@ import signal
 import threading
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 INTERRUPTED = 130  # the exit code
@@ -20,6 +21,20 @@ def termination_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def background() -> Iterator[ThreadPoolExecutor]:
+    """A thread for work on the side; an interrupt does not wait for it."""
+    executor = ThreadPoolExecutor(max_workers=1)
+    interrupted = False
+    try:
+        yield executor
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    finally:
+        executor.shutdown(wait=not interrupted, cancel_futures=interrupted)
 
 
 def _interrupt(number: int, frame: types.FrameType | None) -> None:

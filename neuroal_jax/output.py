@@ -1,5 +1,7 @@
 """Directories that appear whole or not at all."""
 
+import fcntl
+import glob
 import json
 import os
 import shutil
@@ -39,7 +41,9 @@ def staged(target: Path, *, overwrite: bool, marker: str, flag: str, stale: str 
     place = target if os.path.isdir(target) else target.parent
     try:
         place.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name[:99]}.", suffix=".partial", dir=place))
+        owner = take(staging)
     except OSError as error:
         _remove_empty(made)
         raise UserError(f"{flag} {target} cannot be written ({error.strerror}): choose another directory") from error
@@ -55,6 +59,31 @@ def staged(target: Path, *, overwrite: bool, marker: str, flag: str, stale: str 
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         _remove_empty(made)
+        if owner is not None:
+            os.close(owner)
+
+
+def take(directory: Path) -> int | None:
+    """Marks a directory as this process's own, until the descriptor is closed or the process ends, however it ends.
+
+    None if another process has it, or the file system has no such locks.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def remove_leftovers(target: Path) -> None:
+    """Removes what killed processes left half-written for `target`."""
+    for place in (target, target.absolute().parent):
+        for leftover in place.glob(f".{glob.escape(target.name[:99])}.*.partial"):
+            if leftover.is_dir() and (owner := take(leftover)) is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
+                os.close(owner)
 
 
 def _check_target(target: Path, flag: str) -> None:

@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from neuroal_jax import __version__, block_ops, console, manifest
+from neuroal_jax import __version__, block_ops, console, manifest, resume
 from neuroal_jax import allocation as allocations
 from neuroal_jax.allocation import Allocation, alpha, owl
 from neuroal_jax.allocation.neuroal.search import Found, Lambdas, lambdas_for, search, work_units
@@ -28,6 +27,7 @@ from neuroal_jax.compilation import use_cache
 from neuroal_jax.config import ALLOCATIONS, AUTO, PruneConfig
 from neuroal_jax.data import Windows, check_sources, default_seqlen, read_evaluations, reader_for
 from neuroal_jax.errors import UserError
+from neuroal_jax.interrupts import background
 from neuroal_jax.masks import PackedMasks, save_masks
 from neuroal_jax.memory import LOWER, exhaustion_explained, refuse_what_cannot_fit
 from neuroal_jax.output import replace_text, spilled, staged, write_json
@@ -35,6 +35,7 @@ from neuroal_jax.plan import Plan, Workload, make_plan
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine.dsnot import Dsnot
 from neuroal_jax.report import REPORT, run_report
+from neuroal_jax.resume import State
 from neuroal_jax.walk import BlockResult, Keep, Walk, batch_size
 
 log = logging.getLogger("neuroal_jax")
@@ -103,7 +104,7 @@ def _prune(config: PruneConfig) -> PruneResult:
         console.print_plan(plan, task.checkpoint, config.model, task.sparsity)
         return PruneResult(None, plan, {})
     target = Path(config.out or "")
-    with ExitStack() as stack, ThreadPoolExecutor(max_workers=1) as background:
+    with ExitStack() as stack, background() as thread:
         stale = MODEL if _holds_a_model(target) else None
         out = stack.enter_context(
             staged(target, overwrite=config.overwrite, marker=MANIFEST, flag="--out", stale=stale)
@@ -111,9 +112,15 @@ def _prune(config: PruneConfig) -> PruneResult:
         saved = _stage_model(config, out, stack)
         with clock("read"):
             calibration, evaluations = _read_data(task)
-        hashes = background.submit(task.checkpoint.hashes)
+        hashes = thread.submit(task.checkpoint.hashes)
+        plan = _plan(task, calibration, evaluations)
+        refuse_what_cannot_fit(plan.certain_host)
+        identity = resume.identify(task.config, task.sparsity, task.checkpoint, calibration, evaluations)
+        state = stack.enter_context(resume.kept(target, identity, plan.candidate_batch, hashes, resume=config.resume))
+        plan = replace(plan, candidate_batch=state.candidate_batch)
         spill = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out)))
-        result = _compute(task, calibration, evaluations, clock, _keep_in(spill))
+        result = _compute(task, plan, calibration, evaluations, clock, _keep_in(spill), state)
+        state.check_weights(hashes.result()["model"])
         with clock("write"):
             packed = _pack(task, result, hashes.result()["prunable"])
             save_masks(out / MASKS, packed)
@@ -128,6 +135,7 @@ def _prune(config: PruneConfig) -> PruneResult:
         write_json(out / MANIFEST, content)
         _write_report(out / REPORT, content, allocation)
         task.checkpoint.check_unchanged()
+    state.remove()
     console.print_result(content, target, config.model_directory)
     return PruneResult(target, result.plan, content, packed, result.allocation)
 
@@ -263,15 +271,19 @@ class Computed:
 
 
 def _compute(
-    task: Task, calibration: Windows, evaluations: Mapping[str, Windows], clock: _Clock, keep: Keep
+    task: Task,
+    plan: Plan,
+    calibration: Windows,
+    evaluations: Mapping[str, Windows],
+    clock: _Clock,
+    keep: Keep,
+    state: State,
 ) -> Computed:
     """Perplexity before, allocation, pruning, perplexity after."""
     config, checkpoint, shapes = task.config, task.checkpoint, task.checkpoint.linear_shapes()
     block_ops.trace_counts.clear()
-    plan = _plan(task, calibration, evaluations)
-    refuse_what_cannot_fit(plan.certain_host)
     samples, seqlen = calibration.ids.shape
-    walk = Walk(checkpoint, _method(config), config.dtype, batch_size(seqlen, samples))
+    walk = Walk(checkpoint, _method(config), config.dtype, batch_size(seqlen, samples), state)
 
     token_ppl: dict[str, dict[str, float]] = {name: {} for name in evaluations}
 

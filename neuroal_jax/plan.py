@@ -9,6 +9,7 @@ The formula, with C candidates per batch out of K, N search sequences of T token
              the widest linear three times, all fp32
            + with DSnoT, outside of the search: sorts of the widest linear
            + attention scores of a few sequences           (a constant bound)
+    state  = 2 * hidden states + masks                     (on disk, for --resume; SparseGPT: and the updated weights)
     host   = Python, JAX and compiled programs (constants) + masks + device where that is the host's own memory
 """
 
@@ -74,6 +75,7 @@ class Plan:
     certain_host: int
     device_available: int
     output_bytes: int
+    state_bytes: int
 
 
 def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan:
@@ -106,6 +108,9 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     states = work.samples * work.seqlen * hidden if work.method.needs else 0
     held = block * (3 if checkpoint.num_blocks > 1 else 2)
     certain = (held + states if on_host else 0) + mask_bytes
+    search_tokens = tokens * batch * -(-max(work.steps, default=0) // batch) if batch else 0
+    updated = prunable_weights(shapes, checkpoint.num_blocks) * _stored_size(checkpoint)
+    updated *= work.method.pruner.updates_weights
     model_bytes = sum(info.size * {"F32": 4}.get(info.dtype, 2) for info in checkpoint.source.infos.values())
     return Plan(
         linears=shapes,
@@ -117,7 +122,13 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
         certain_host=certain,
         device_available=available,
         output_bytes=mask_bytes + (model_bytes if work.save_model else 0),
+        state_bytes=2 * hidden * max(search_tokens, windows * work.seqlen) + mask_bytes + updated,
     )
+
+
+def _stored_size(checkpoint: Checkpoint) -> int:
+    """Bytes of a weight in the checkpoint's dtype."""
+    return 4 if checkpoint.dtype == "float32" else 2
 
 
 def _runtime_bytes(work: Workload) -> int:

@@ -18,7 +18,7 @@ def run_program(work: Callable[[], object], interrupted: str = "interrupted: not
 
     Args:
         work: What the program does; messages go to stdout.
-        interrupted: What to say after an interrupt.
+        interrupted: What to say after an interrupt that does not say it itself.
 
     Returns:
         The exit code: 0 done, 2 user error, 130 interrupted, 141 nobody reads the output any more.
@@ -34,8 +34,8 @@ def run_program(work: Callable[[], object], interrupted: str = "interrupted: not
     except (UserError, OSError) as error:  # the latter: a full disk, a file that vanished
         print(f"error: {UserError(str(error))}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted: {interrupt}" if str(interrupt) else interrupted, file=sys.stderr)
         return INTERRUPTED
     return 0
 

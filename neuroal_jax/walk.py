@@ -18,6 +18,7 @@ from neuroal_jax.budget import Counts
 from neuroal_jax.checkpoint import Checkpoint
 from neuroal_jax.errors import UserError
 from neuroal_jax.pruners import sparsegpt
+from neuroal_jax.resume import Output, State, Steps
 from neuroal_jax.statistics import Statistics
 from neuroal_jax.tensors import FLOAT_DTYPES, is_finite
 
@@ -60,13 +61,17 @@ class Walk:
         method: How weights are chosen.
         dtype: Compute dtype of weights and hidden states.
         batch: Sequences per compiled call, outside of the search; see `batch_size`.
+        state: What is kept of an interrupted run, and of this one; by default nothing.
     """
 
-    def __init__(self, checkpoint: Checkpoint, method: Method, dtype: str, batch: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, method: Method, dtype: str, batch: int, state: State | None = None
+    ) -> None:
         family, config = checkpoint.family, checkpoint.config
         self.checkpoint = checkpoint
         self.dtype = jnp.dtype(dtype)
         self.batch = batch
+        self._state = state or State()
         self._stem, self._head = (_graph(build, config) for build in (family.stem, family.head))
         self.spec = BlockSpec(_graph(family.block, config), family.linears, method)
 
@@ -80,12 +85,18 @@ class Walk:
             results: What to prune with on the fly; None for the dense model.
             done: Told 1 after every block.
         """
+        state = "dense" if results is None else "pruned"
+        steps, last = self._steps(f"{state}-perplexity", done), self.checkpoint.num_blocks - 1
+        if steps.first > last:
+            return float(steps.outputs[last]["perplexity"])
         batches = self._batches(windows)
-        hidden = self._embed(batches)
-        for block, weights in self._blocks():
+        hidden = steps.hidden(lambda: self._embed(batches))
+        for block, weights in self._blocks(steps.first):
             weights = self._pruned(weights, results[block]) if results else weights
             hidden = [block_ops.run(self.spec, weights, h) for h in hidden]
             jax.block_until_ready(hidden)
+            if block < last:
+                steps.done(block, hidden)
             done(1)
         head = self._put(self.checkpoint.read_part("head"))
         losses = [
@@ -94,9 +105,10 @@ class Walk:
         loss = float(np.concatenate(losses)[: len(windows)].mean(dtype=np.float64))
         if not np.isfinite(loss):
             self._find_overflow(batches, results)
-            state = "dense" if results is None else "pruned"
             raise UserError(f"the {state} model's loss is {loss} in {self.dtype}: try --dtype float32")
-        return float(np.exp(loss))
+        perplexity = float(np.exp(loss))
+        steps.done(last, [], {"perplexity": np.float64(perplexity)})
+        return perplexity
 
     def _pruned(self, weights: Weights, result: BlockResult) -> Weights:
         if result.updated:
@@ -124,12 +136,15 @@ class Walk:
             done: Told the number of candidates in a batch, after every batch of every block.
         """
         groups = [candidates[start : start + batch] for start in range(0, len(candidates), batch)]
-        first = self._embed([windows])[0]
-        hidden = [_repeated(first, batch) for _ in groups]
+        steps = self._steps("search", lambda blocks: done(blocks * len(candidates)))
+        hidden = steps.hidden(lambda: [_repeated(self._embed([windows])[0], batch) for _ in groups])
         last = self.checkpoint.num_blocks - 1
         scores = np.zeros((len(groups), batch, last + 1, len(self.spec.linears)))
-        for block, weights in self._blocks():
-            shared = _repeated(block_ops.dense_run(self.spec, weights, first), batch) if block == 0 else None
+        for block, output in enumerate(steps.outputs):
+            scores[:, :, block] = output["scores"]
+        for block, weights in self._blocks(steps.first):
+            same = block == 0  # no candidate differs from the others yet
+            shared = _repeated(block_ops.dense_run(self.spec, weights, hidden[0][0]), batch) if same else None
             for index, group in enumerate(groups):
                 padded = group + [group[-1]] * (batch - len(group))
                 counts = jax.tree.map(lambda *leaves: np.stack(leaves), *(candidate[block] for candidate in padded))
@@ -141,20 +156,24 @@ class Walk:
                 scores[index, :, block] = aligned.scores
                 self._check_finite(block, scores[index, :, block].sum(axis=0))
                 done(len(group))
+            steps.done(block, hidden, {"scores": scores[:, :, block]})
         return scores.reshape(-1, *scores.shape[2:])[: len(candidates)]
 
     def align(self, windows: np.ndarray, counts: Counts, done: Done = lambda n: None) -> tuple[np.ndarray, Differences]:
         """One candidate's alignment `[block, linear]` and, per block, the `D - S` of every input (fp32)."""
-        hidden = self._embed([windows])[0]
-        scores, differences = [], []
-        for block, weights in self._blocks():
-            statistics = block_ops.dense_run(self.spec, weights, hidden)
-            aligned = block_ops.align(self.spec, weights, hidden, statistics, counts[block])
+        steps = self._steps("alignment", done)
+        hidden = steps.hidden(lambda: self._embed([windows]))
+        scores = [output["scores"] for output in steps.outputs]
+        differences = [output["differences"] for output in steps.outputs]
+        for block, weights in self._blocks(steps.first):
+            statistics = block_ops.dense_run(self.spec, weights, hidden[0])
+            aligned = block_ops.align(self.spec, weights, hidden[0], statistics, counts[block])
             self._check_damping(block, aligned.damping)
-            hidden = aligned.hidden
+            hidden = [aligned.hidden]
             scores.append(np.asarray(aligned.scores, dtype=np.float64))
             self._check_finite(block, scores[-1])
             differences.append({name: np.asarray(value) for name, value in aligned.differences.items()})
+            steps.done(block, hidden, {"scores": scores[-1], "differences": differences[-1]})
             done(1)
         return np.stack(scores), differences
 
@@ -173,9 +192,10 @@ class Walk:
             done: Told 1 after every block.
             keep: Given the updated weights of every block; what it returns stands in the result.
         """
-        hidden = self._embed(self._batches(windows)) if self.spec.method.needs else []
-        results: list[BlockResult] = []
-        for block, weights in self._blocks():
+        steps = self._steps("pruning", done)
+        hidden = steps.hidden(lambda: self._embed(self._batches(windows)) if self.spec.method.needs else [])
+        results = [_stored(output, block, keep) for block, output in enumerate(steps.outputs)]
+        for block, weights in self._blocks(steps.first):
             statistics = self._statistics(block, weights, hidden, len(windows))
             pruned = block_ops.prune(self.spec, weights, statistics, counts[block])
             self._check_damping(block, pruned.damping)
@@ -186,6 +206,7 @@ class Walk:
             results.append(result)
             if block + 1 < self.checkpoint.num_blocks:  # no one reads the last block's output
                 hidden = [block_ops.run(self.spec, pruned.weights, h) for h in hidden]
+            steps.done(block, hidden, vars(result))
             done(1)
         return results
 
@@ -197,9 +218,10 @@ class Walk:
             multiple: M: what exceeds M times the block's mean Wanda score is an outlier.
             done: Told 1 after every block.
         """
-        hidden = self._embed(self._batches(windows))
-        shares = []
-        for block, weights in self._blocks():
+        steps = self._steps("outliers", done)
+        hidden = steps.hidden(lambda: self._embed(self._batches(windows)))
+        shares = [float(output["share"]) for output in steps.outputs]
+        for block, weights in self._blocks(steps.first):
             parts = []
             for index, h in enumerate(hidden):
                 hidden[index], squares = block_ops.observe(self.spec, weights, h)
@@ -207,13 +229,24 @@ class Walk:
             totals = {name: jnp.concatenate([part[name] for part in parts])[: len(windows)] for name in parts[0]}
             self._check_sums(block, totals)
             shares.append(100 * float(block_ops.outlier_share(self.spec, weights, totals, multiple)))
+            steps.done(block, hidden, {"share": np.float64(shares[-1])})
             done(1)
         return shares
 
     def spectra(self) -> Iterator[dict[str, np.ndarray]]:
         """For every block, each linear's eigenvalues of `W^T W`, ascending (fp32)."""
-        for _, weights in self._blocks():
-            yield {name: np.asarray(block_ops.spectrum(weight)) for name, weight in weights.linears.items()}
+        steps = self._steps("spectra")
+        yield from steps.outputs
+        for block, weights in self._blocks(steps.first):
+            found = {name: np.asarray(block_ops.spectrum(weight)) for name, weight in weights.linears.items()}
+            steps.done(block, [], found)
+            yield found
+
+    def _steps(self, label: str, done: Done = lambda n: None) -> Steps:
+        """Begins a walk; tells `done` how many blocks an earlier run did of it."""
+        steps = self._state.walk(label, self.checkpoint.num_blocks)
+        done(steps.first)
+        return steps
 
     def _statistics(self, block: int, weights: Weights, hidden: list[Array], sequences: int) -> dict[str, Statistics]:
         """What the method needs of every input, over the first `sequences` sequences of the batches `hidden`."""
@@ -261,19 +294,20 @@ class Walk:
                 kept_zeros[name] = int(np.count_nonzero(updated[name] == 0)) - lost
         return BlockResult(packed, kept_zeros, updated, damping)
 
-    def _blocks(self) -> Iterator[tuple[int, Weights]]:
-        """All blocks in order, on the device; the next one is read while the caller works on this one."""
+    def _blocks(self, first: int = 0) -> Iterator[tuple[int, Weights]]:
+        """The blocks from `first` on, on the device; the next one is read while the caller works on this one."""
 
         def read(block: int) -> Weights:
             weights = self.checkpoint.read_block(block)
             return Weights(self._put(weights.linears), self._put(weights.rest))
 
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = reader.submit(read, 0)
-            for block in range(self.checkpoint.num_blocks):
-                weights = ahead.result()
+            blocks = range(first, self.checkpoint.num_blocks)
+            ahead = [reader.submit(read, block) for block in blocks[:1]]
+            for block in blocks:
+                weights = ahead.pop().result()
                 if block + 1 < self.checkpoint.num_blocks:
-                    ahead = reader.submit(read, block + 1)
+                    ahead.append(reader.submit(read, block + 1))
                 yield block, weights
 
     def _put(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
@@ -312,6 +346,16 @@ class Walk:
     def _check_sums(self, block: int, sums: dict[str, Array]) -> None:
         if sums:
             self._check_finite(block, np.array([float(jnp.sum(sums[linear.reads])) for linear in self.spec.linears]))
+
+
+def _stored(output: Output, block: int, keep: Keep) -> BlockResult:
+    """A block's result that an interrupted run stored."""
+    return BlockResult(
+        packed=output["packed"],
+        kept_zeros={name: int(n) for name, n in output["kept_zeros"].items()},
+        updated=keep(block, output["updated"]),
+        damping={name: float(value) for name, value in output["damping"].items()},
+    )
 
 
 def _graph(build: Callable[[Any, nnx.Rngs], nnx.Module], config: Any) -> nnx.GraphDef:
