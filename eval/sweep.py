@@ -60,15 +60,8 @@ TAIL = ("search_seconds", "prune_seconds", "host_peak_mib", "device_peak_mib", "
 ZERO_SHOT = ("tasks", "task_data", "limit")
 ACCURACY = "accuracy.json"
 _MEASURED = ("pruned_token_ppl", "acc_mean")
-_IMMATERIAL = {
-    "out",
-    "save_model",
-    "overwrite",
-    "dry_run",
-    "candidate_batch",
-    "compilation_cache",
-    "resume",
-}  # to a run's result
+# To a run's result:
+_IMMATERIAL = {"out", "save_model", "overwrite", "resume", "dry_run", "candidate_batch", "compilation_cache"}
 _OF_THE_SEARCH = {"step", "block_lambdas", "row_lambdas", "search_samples"}
 _MANIFEST_BYTES = 2**28  # more than any manifest has
 

@@ -91,6 +91,7 @@ class State:
     def __init__(self, directory: Path | None = None, candidate_batch: int = 0) -> None:
         self.candidate_batch = candidate_batch
         self._directory = directory
+        self._writes = directory is not None
         self._walks = 0
         self._pending: dict[int, tuple[str, dict[str, Output]]] = {}  # by walk: its label, outputs by block
         self._written, self._took = time.monotonic(), 0.0
@@ -105,7 +106,7 @@ class State:
         self._walks += 1
 
         def report(block: int, hidden: list[Any], output: Output) -> None:
-            if self._directory is None:
+            if not self._writes:
                 return
             self._pending.setdefault(number, (label, {}))[1][str(block)] = output
             if time.monotonic() - self._written >= _SHARE * self._took:
@@ -133,13 +134,13 @@ class State:
         """Raises UserError if the interrupted run read other weights: `model` is their SHA-256 now."""
         found = self._about.get("weights")
         if found not in (None, model):
-            raise UserError(_refusal("the weights' SHA-256", found, model))
+            raise UserError(_refusal("the weights' SHA-256", found, model, self._directory))
 
     def remove(self) -> None:
         """Removes the state, at the end of a run."""
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
+            self._writes = False
 
     def describe(self) -> str | None:
         """Up to where the state goes; None if there is nothing in it yet."""
@@ -149,11 +150,15 @@ class State:
         self._about, self._weights = about, weights
         last = self._latest or (-1, -1)
         self._forget(lambda item: item[:2] > last[:2] or (item.kind == "hidden" and item != self._latest))
-        self._save_about()
+        try:
+            self._save_about()
+        except OSError as error:
+            log.info("no state is kept for --resume: %s cannot be written (%s)", self._directory, error.strerror)
+            self._writes = False
 
     def _save_about(self) -> None:
-        if self._directory is not None:
-            replace_text(self._directory / _IDENTITY, json.dumps(self._about, indent=1))
+        assert self._directory is not None
+        replace_text(self._directory / _IDENTITY, json.dumps(self._about, indent=1))
 
     def _write(self, item: _Item, hidden: list[Any]) -> None:
         """Writes what is new since the last time; what cannot be written is given up, and said once."""
@@ -172,15 +177,15 @@ class State:
                 self._save_about()
         except Exception as error:
             log.info("the state cannot be written any more (%s): going on without", " ".join(str(error).split())[:200])
-            self._directory = None
+            self._writes = False
         self._pending.clear()
         self._written = time.monotonic()
         self._took = self._written - start
 
     def _save(self, item: _Item, content: Output) -> None:
         assert self._directory is not None
-        content = jax.tree.map(np.asarray, content)
-        tree = {"content": content, "checksum": _checksum(content)}
+        numbered = _numbered(content)
+        tree = {"content": numbered, "checksum": _checksum(numbered)}
         _checkpointer().save((self._directory / item.name).absolute(), tree)
 
     def _read(self, item: _Item) -> Output:
@@ -188,7 +193,7 @@ class State:
         tree = _checkpointer().restore((self._directory / item.name).absolute())
         if int(tree["checksum"]) != _checksum(tree["content"]):
             raise ValueError(f"{item.name} is not what was written")
-        return tree["content"]
+        return _unnumbered(tree["content"])
 
     def _read_outputs(self, walk: int) -> dict[int, Output]:
         items = [item for item in self._items() if item.walk == walk and item.kind == "outputs"]
@@ -235,26 +240,28 @@ def kept(
         yield State(candidate_batch=candidate_batch)
         return
     try:
-        about = _found(directory, identity, resume)
+        about = _found(directory, identity) if resume else None
         if about is None:
+            if not resume and os.listdir(directory):
+                log.info("starting over: the state of an interrupted run is removed (--resume would go on with it)")
             about = {"identity": dict(identity), "candidate_batch": candidate_batch, "weights": None}
             for path in directory.iterdir():
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
         state = State(directory, about["candidate_batch"])
         state._begin(about, weights)
-        if resume and state.describe():
-            log.info("going on after %s", state.describe())
+        if state.describe():
+            log.info("--resume: going on after %s", state.describe())
         try:
             yield state
-        except UserError:
-            state.remove()
-            raise
-        except KeyboardInterrupt:
-            if not state.describe():
+        except BaseException as error:
+            if isinstance(error, UserError) or not state.describe():
                 state.remove()
                 raise
-            message = f"the state after {state.describe()} is kept; the same command with --resume goes on from there"
-            raise KeyboardInterrupt(message) from None
+            how = f"the state after {state.describe()} is kept; the same command with --resume goes on from there"
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(how) from None
+            log.info("%s", how)
+            raise
     finally:
         os.close(lock)
 
@@ -295,14 +302,10 @@ def identify(
     }
 
 
-def _found(directory: Path, identity: Mapping[str, Any], resume: bool) -> dict[str, Any] | None:
-    """What is said about the state in a directory, if it is to go on; None to start from the beginning."""
+def _found(directory: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the state in a directory belongs to, checked; None if there is none to go on with."""
     if not os.listdir(directory):
-        if resume:
-            log.info("--resume: there is no interrupted run to go on with: starting from the beginning")
-        return None
-    if not resume:
-        log.info("starting over: the state of an interrupted run is removed (--resume would go on with it)")
+        log.info("--resume: there is no interrupted run to go on with: starting from the beginning")
         return None
     try:
         about = json.loads((directory / _IDENTITY).read_text())
@@ -314,14 +317,14 @@ def _found(directory: Path, identity: Mapping[str, Any], resume: bool) -> dict[s
     now = json.loads(json.dumps(dict(identity)))
     for name in [*now, *before]:
         if before.get(name) != now.get(name):
-            raise UserError(_refusal(name, before.get(name), now.get(name)))
+            raise UserError(_refusal(name, before.get(name), now.get(name), directory))
     return about
 
 
-def _refusal(name: str, before: Any, now: Any) -> str:
+def _refusal(name: str, before: Any, now: Any, directory: Path | None) -> str:
     return (
         f"--resume: {name} is {now}, in the interrupted run it was {before}: "
-        "give what that run had, or run without --resume to start over"
+        f"give what that run had, or run without --resume (or remove {directory}) to start over"
     )
 
 
@@ -336,6 +339,17 @@ def _lock(directory: Path) -> int | None:
     if descriptor is None:
         log.info("no state is kept for --resume: another run uses %s", directory)
     return descriptor
+
+
+def _numbered(tree: Any) -> Any:
+    """Arrays for all leaves, and keys that keep their order when they are sorted, as Orbax and JAX do."""
+    if isinstance(tree, dict):
+        return {f"{number:06d}.{key}": _numbered(value) for number, (key, value) in enumerate(tree.items())}
+    return [_numbered(value) for value in tree] if isinstance(tree, list) else np.asarray(tree)
+
+
+def _unnumbered(tree: Any) -> Any:
+    return {key.partition(".")[2]: _unnumbered(tree[key]) for key in sorted(tree)} if isinstance(tree, dict) else tree
 
 
 def _checksum(content: Any) -> int:

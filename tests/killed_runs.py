@@ -1,4 +1,4 @@
-"""Kills a run at random moments and goes on with it, again and again; fails unless the masks are as without kills.
+"""Kills runs at random moments and goes on with each; fails unless the masks are those of an untouched run.
 
 python -m tests.killed_runs KILLS DIR '{"model": ..., "sparsity": 0.7, ...}'
 
@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-# Never used here, but by every child.
+import orbax.checkpoint  # noqa: F401 (for the children)
+
 import neuroal_jax
 from neuroal_jax import pipeline, resume
 
