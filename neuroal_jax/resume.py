@@ -28,12 +28,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 
 from neuroal_jax import __version__
 from neuroal_jax.checkpoint import Checkpoint
 from neuroal_jax.config import PruneConfig, flag
 from neuroal_jax.data import Windows
 from neuroal_jax.errors import UserError
+from neuroal_jax.memory import is_exhausted
 from neuroal_jax.output import replace_text, take
 
 log = logging.getLogger("neuroal_jax")
@@ -219,8 +221,8 @@ def kept(
 ) -> Iterator[State]:
     """The state of the run that writes to `target`, while it computes.
 
-    An interrupt, a kill and an unexpected error keep it, a UserError removes it; a caller whose run ends well removes
-    it once the results are in place.
+    An interrupt, a kill and an unexpected error keep it; a UserError, a full disk and exhausted memory remove it; a
+    caller whose run ends well removes it once the results are in place.
 
     Args:
         target: Directory of the results.
@@ -254,7 +256,8 @@ def kept(
         try:
             yield state
         except BaseException as error:
-            if isinstance(error, UserError) or not state.describe():
+            expected = isinstance(error, UserError | OSError | SafetensorError) or is_exhausted(error)
+            if expected or not state.describe():
                 state.remove()
                 raise
             how = f"the state after {state.describe()} is kept; the same command with --resume goes on from there"

@@ -270,13 +270,6 @@ def test_yaml_is_plain(tmp_path, text):
         read_yaml(tmp_path / "a.yaml", ["a", "b", "model"])
 
 
-@pytest.mark.parametrize("option", ["step", "block_lambdas", "row_lambdas", "search_samples", "candidate_batch"])
-def test_options_of_the_search_are_refused_without_one(option):
-    value = {"step": "row", "block_lambdas": "0.1", "row_lambdas": "paper"}.get(option, 3)
-    with pytest.raises(UserError, match=f"--{option.replace('_', '-')} .* has no effect without --allocation neuroal"):
-        neuroal_jax.PruneConfig(model="m", sparsity=0.5, out="o", allocation="uniform", **{option: value})
-
-
 def test_masks_of_sparsegpt_are_not_applied_to_a_dense_model_by_mistake(tmp_path):
     import torch
 

@@ -20,6 +20,7 @@ from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 
 from neuroal_jax import UserError
+from neuroal_jax import data as data_module
 from neuroal_jax.allocation import FORMAT, load_allocation
 from neuroal_jax.checkpoint import open_checkpoint
 from neuroal_jax.cli import parse_arguments
@@ -221,7 +222,8 @@ def test_texts_and_tokens(tmp_path_factory, data):
     name = data.draw(st.sampled_from(sorted(TEXTS)))
     path = tmp_path_factory.getbasetemp() / name
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("neuroal_jax.data._tokenizer", lambda *arguments: (lambda text: list(text.encode()), None))
+        plain = data_module._Tokenizer(lambda text: list(text.encode()), None, {})
+        patch.setattr(data_module, "_tokenizer", lambda *arguments: plain)
         reader = Reader(path.parent, 256, 64, 8)
         for read in (lambda: reader.calibration(str(path), 3, 0), lambda: reader.evaluation(str(path))):
             path.write_bytes(TEXTS[name])
