@@ -315,8 +315,10 @@ def test_a_terminated_run_says_how_to_go_on(model, tokens, tmp_path):
 
 
 def test_runs_that_are_killed_at_random_moments_go_on(model, tokens, tmp_path):
-    config = {**RUN, "model": str(model), "calib": str(tokens), "eval": str(tokens)}
+    config = {**RUN, **SMALL, "model": str(model), "calib": str(tokens), "eval": str(tokens)}
+    config["compilation_cache"] = str(tmp_path / "cache")
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true"}
     command = [sys.executable, "-m", "tests.killed_runs", str(KILLS), str(tmp_path), json.dumps(config)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"{KILLS} went on to the same masks" in done.stdout
