@@ -1,7 +1,6 @@
 """How every program ends: its exit code and, if something is wrong, one line on stderr. Imports no JAX."""
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 
@@ -29,7 +28,6 @@ def run_program(work: Callable[[], object], interrupted: str = "interrupted: not
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
-        _discard_stdout()
         return CLOSED_PIPE
     except (UserError, OSError) as error:  # the latter: a full disk, a file that vanished
         print(f"error: {UserError(str(error))}", file=sys.stderr)
@@ -38,13 +36,6 @@ def run_program(work: Callable[[], object], interrupted: str = "interrupted: not
         print(f"interrupted: {interrupt}" if str(interrupt) else interrupted, file=sys.stderr)
         return INTERRUPTED
     return 0
-
-
-def _discard_stdout() -> None:
-    """Sends what is still buffered nowhere: Python would complain about it when it exits."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 class Messages(logging.StreamHandler):

@@ -75,7 +75,8 @@ def test_a_file_that_changed_is_not_read_on(tmp_path, change):
 
 @pytest.mark.parametrize("change", [CHANGES["shorter"], CHANGES["the same size"], CHANGES["gone"]])
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_model_that_changes_during_a_run_is_one_line(tmp_path, tokens, capsys, monkeypatch, change, name):
+@pytest.mark.parametrize("save", [True, False])
+def test_a_model_that_changes_during_a_run_is_one_line(tmp_path, tokens, capsys, monkeypatch, change, name, save):
     from neuroal_jax.walk import Walk
 
     model = save_random_model(tmp_path / "model")
@@ -88,7 +89,8 @@ def test_a_model_that_changes_during_a_run_is_one_line(tmp_path, tokens, capsys,
 
     monkeypatch.setattr(Walk, "prune", changing)
     arguments = ["--model", model, "--sparsity", 0.5, "--allocation", "uniform", "--pruner", "magnitude"]
-    arguments += ["--calib", tokens, "--eval", "none", "--out", tmp_path / "out", "--save-model", tmp_path / "saved"]
+    arguments += ["--calib", tokens, "--eval", "none", "--out", tmp_path / "out"]
+    arguments += ["--save-model", tmp_path / "saved"] if save else []
     assert main(list(map(str, arguments))) == 2
     error = capsys.readouterr().err.strip().split("\n")[-1]
     assert f"{name} changed while" in error or f"{name} cannot be read" in error or "not a complete" in error
