@@ -5,7 +5,7 @@ python -m eval.perplexity --model DIR [--masks FILE] [--text wikitext2,c4,ptb] [
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,22 @@ from neuroal_jax.errors import UserError
 from neuroal_jax.program import run_program
 
 FORMAT = "neuroal-perplexity-1"
+Perplexity = Callable[[np.ndarray], float]  # of windows: token ids [n, seqlen]
 _LOGITS = 2**27  # most logits of one call in PyTorch: 512 MiB in fp32
 
 
 def jax_perplexity(model: str, windows: np.ndarray, dtype: str, masks: Path | None = None) -> float:
-    """`exp(mean over windows of mean next-token loss)`; windows are token ids `[n, seqlen]`.
+    """`exp(mean over windows of mean next-token loss)`; windows are token ids `[n, seqlen]`; errors as `in_jax`."""
+    return in_jax(model, dtype, masks)(windows)
+
+
+def torch_perplexity(model: str, windows: np.ndarray, dtype: str, masks: Path | None = None) -> float:
+    """The same number from transformers' own model; errors as `load_in_torch`."""
+    return in_torch(model, dtype, masks)(windows)
+
+
+def in_jax(model: str, dtype: str, masks: Path | None) -> Perplexity:
+    """Opens a model once, to measure several texts.
 
     Raises:
         UserError: If the masks are of another model, or do not hold their result alone (SparseGPT).
@@ -39,30 +50,38 @@ def jax_perplexity(model: str, windows: np.ndarray, dtype: str, masks: Path | No
         results = [BlockResult({}, {}, {}, {}) for _ in range(checkpoint.num_blocks)]
         for name, (block, linear) in checkpoint.prunable().items():
             results[block].packed[linear] = packed[name]
-    walk = Walk(checkpoint, Method("magnitude"), dtype, batch_size(windows.shape[1], len(windows)))
-    return walk.perplexity(windows, results)
+
+    def perplexity(windows: np.ndarray) -> float:
+        walk = Walk(checkpoint, Method("magnitude"), dtype, batch_size(windows.shape[1], len(windows)))
+        return walk.perplexity(windows, results)
+
+    return perplexity
 
 
-def torch_perplexity(model: str, windows: np.ndarray, dtype: str, masks: Path | None = None) -> float:
-    """The same number from transformers' own model, on a GPU if PyTorch sees one."""
+def in_torch(model: str, dtype: str, masks: Path | None) -> Perplexity:
+    """Loads a model once, to measure several texts, on a GPU if PyTorch sees one."""
     import torch
     from torch.nn.functional import cross_entropy
 
     from neuroal_jax.walk import batch_size
 
     loaded = load_in_torch(model, dtype, masks)
-    count, seqlen = windows.shape
-    batch = max(1, min(batch_size(seqlen, count), _LOGITS // (seqlen * loaded.config.vocab_size)))
-    losses = []
-    with torch.no_grad():
-        for ids in torch.from_numpy(windows.astype(np.int64)).split(batch):
-            ids = ids.to(loaded.device)
-            logits = loaded(ids).logits[:, :-1].float()
-            losses.append(cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(dim=1).cpu())
-    loss = torch.cat(losses).double().mean().item()
-    if not np.isfinite(loss):
-        raise UserError(f"the loss of {model} is {loss} in {dtype}: try --dtype float32, or another checkpoint")
-    return float(np.exp(loss))
+
+    def perplexity(windows: np.ndarray) -> float:
+        count, seqlen = windows.shape
+        batch = max(1, min(batch_size(seqlen, count), _LOGITS // (seqlen * loaded.config.vocab_size)))
+        losses = []
+        with torch.no_grad():
+            for ids in torch.from_numpy(windows.astype(np.int64)).split(batch):
+                ids = ids.to(loaded.device)
+                logits = loaded(ids).logits[:, :-1].float()
+                losses.append(cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(dim=1).cpu())
+        loss = torch.cat(losses).double().mean().item()
+        if not np.isfinite(loss):
+            raise UserError(f"the loss of {model} is {loss} in {dtype}: try --dtype float32, or another checkpoint")
+        return float(np.exp(loss))
+
+    return perplexity
 
 
 def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
@@ -94,7 +113,7 @@ def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
     return loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-BACKENDS = {"jax": jax_perplexity, "torch": torch_perplexity}
+BACKENDS = {"jax": in_jax, "torch": in_torch}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,9 +151,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     text = options.text or ("demo" if options.model == "demo" else ",".join(HUB_TEXTS))
     reader = reader_for(open_checkpoint(options.model), options.model, options.seqlen)
     evaluations = read_evaluations(reader, sources(text), "--text")
+    perplexity = BACKENDS[options.backend](options.model, options.dtype, options.masks)
     texts: dict[str, Any] = {}
     for name, windows in evaluations.items():
-        value = BACKENDS[options.backend](options.model, windows.ids, options.dtype, options.masks)
+        value = perplexity(windows.ids)
         count, seqlen = windows.ids.shape
         texts[name] = {f"token_ppl@{seqlen}": value, **(describe_windows(windows) or {})}
         print(f"token_ppl@{seqlen} ({windows.origin}, {count} windows, {options.backend}): {value:.4f}", flush=True)
