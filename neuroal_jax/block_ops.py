@@ -190,6 +190,16 @@ def _pruned_run(
     return Aligned(hidden, scores, {name: dense[name] - pruned[name] for name in dense}, block.damping)
 
 
+def _pruned_runs(spec: BlockSpec, weights: Weights, *candidates: Any, output: bool = True) -> Aligned:
+    """`_pruned_run` of all candidates at once, without their differences; without `output`, XLA drops what it takes."""
+
+    def one(*candidate: Any) -> Aligned:
+        aligned = _pruned_run(spec, weights, *candidate)._replace(differences={})
+        return aligned if output else aligned._replace(hidden=None)
+
+    return jax.vmap(one)(*candidates)
+
+
 @_compiled()
 def embed(graph: nnx.GraphDef, params: dict[str, Array], tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
     """Tokens to the first block's input."""
@@ -304,8 +314,7 @@ def search(
     quotas: Quotas,
 ) -> Aligned:
     """All candidates at once; `differences` are left out."""
-    run = jax.vmap(lambda *candidate: _pruned_run(spec, weights, *candidate))
-    return run(hidden, statistics, quotas)._replace(differences={})
+    return _pruned_runs(spec, weights, hidden, statistics, quotas)
 
 
 @_compiled()
@@ -316,9 +325,8 @@ def search_last(
     statistics: dict[str, Statistics],
     quotas: Quotas,
 ) -> Aligned:
-    """`search` in the last block, whose output no one reads: XLA drops what only that takes."""
-    run = jax.vmap(lambda *candidate: _pruned_run(spec, weights, *candidate)._replace(hidden=None))
-    return run(hidden, statistics, quotas)._replace(differences={})
+    """`search` in the last block, whose output no one reads."""
+    return _pruned_runs(spec, weights, hidden, statistics, quotas, output=False)
 
 
 @_compiled(donate="hidden")
