@@ -31,6 +31,7 @@ _RUNTIME_BYTES = 420 * 2**20  # Python and JAX
 _TEXT_BYTES = 270 * 2**20  # tokenizer and data sets
 _COMPILER_BYTES = {"search": 215 * 2**20, "hessian": 130 * 2**20, "dsnot": 100 * 2**20}  # for the largest program
 _USABLE = 0.8  # share of free memory to plan with
+CACHE_BYTES = 64 * 2**20  # on a CPU, candidates run together while their activations are no more: about its cache
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     per_candidate = tokens * (live + hidden) + block + selection + hessians
     search_fixed = fixed + sum(work.steps[-1:]) * tokens * hidden
     fits = int((_USABLE * available - search_fixed) // per_candidate)
-    batch = candidates_together(work.steps, min(limit or fits, max(1, fits))) if work.steps else 0
+    wanted = limit or (CACHE_BYTES // (tokens * live) if on_host else fits)
+    batch = candidates_together(work.steps, max(1, min(wanted, fits))) if work.steps else 0
     search_peak = search_fixed + batch * per_candidate if batch else 0
 
     windows = max(work.samples, work.windows or 0)

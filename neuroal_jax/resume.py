@@ -7,7 +7,8 @@ while they are replaced, both lie on disk. Its size is at most, with every name 
     2 * hidden states of the widest walk + scores + masks so far (+ with SparseGPT the updated weights so far)
 
 Every checkpoint appears whole or not at all, outputs before hidden states: a kill at any moment leaves the state of
-the last block that was written. A block's state is written once ten times as long has passed as the last writing took.
+the last block that was written. A block's state is written once 25 times as long has passed as the last writing took,
+and as this one takes on a slow disk: the first blocks of a large model leave none.
 """
 
 import hashlib
@@ -40,7 +41,8 @@ from neuroal_jax.output import replace_text, take
 
 log = logging.getLogger("neuroal_jax")
 
-_SHARE = 10  # of the time since the last state was written, writing the next one may take this part
+_SHARE = 25  # of the time since the last state was written, writing the next one may take this part
+_BYTES_PER_SECOND = 500e6  # of writing and checking, before it was measured
 _IDENTITY = "identity.json"
 _WITHOUT_EFFECT = {"out", "save_model", "overwrite", "resume", "dry_run", "compilation_cache", "candidate_batch"}
 
@@ -111,8 +113,10 @@ class State:
             if not self._writes:
                 return
             self._pending.setdefault(number, (label, {}))[1][str(block)] = output
-            if time.monotonic() - self._written >= _SHARE * self._took:
-                self._write(_Item(number, block, label, "hidden"), hidden if block + 1 < num_blocks else [])
+            hidden = hidden if block + 1 < num_blocks else []
+            takes = max(self._took, sum(array.nbytes for array in hidden) / _BYTES_PER_SECOND)
+            if time.monotonic() - self._written >= _SHARE * takes:
+                self._write(_Item(number, block, label, "hidden"), hidden)
 
         steps = Steps(_report=report)
         if self._latest is None or number > self._latest.walk:
