@@ -49,12 +49,13 @@ def _select(
     """`select_smallest` with one rule for ties per row; batches become more rows."""
     rows, width = scores.shape
     limit = _CHUNK_BYTES.get(jax.default_backend(), _CHUNK_BYTES_ELSEWHERE)
-    chunk = max(1, min(rows, limit // (4 * width)))
+    parts = -(-4 * scores.size // limit)
+    chunk = -(-rows // min(parts, rows))  # equal ones: the last overlaps the one before it by less than `parts` rows
 
     def one_chunk(number: Int[Array, ""], chosen: Bool[Array, "row in"]) -> Bool[Array, "row in"]:
-        start = jnp.minimum(number * chunk, rows - chunk)  # the last chunk may begin inside the one before it
-        parts = [jax.lax.dynamic_slice_in_dim(array, start, chunk) for array in (scores, counts, ties)]
-        return jax.lax.dynamic_update_slice_in_dim(chosen, _select_chunk(*parts), start, 0)
+        start = jnp.minimum(number * chunk, rows - chunk)
+        slices = [jax.lax.dynamic_slice_in_dim(array, start, chunk) for array in (scores, counts, ties)]
+        return jax.lax.dynamic_update_slice_in_dim(chosen, _select_chunk(*slices), start, 0)
 
     if chunk == rows:
         return _select_chunk(scores, counts, ties)
