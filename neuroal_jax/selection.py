@@ -104,10 +104,12 @@ def _ordered_bits(scores: Float[Array, "row in"]) -> UInt[Array, "row in"]:
 
 def _kth_smallest(keys: UInt[Array, "row in"], counts: Int[Array, "row"]) -> UInt[Array, "row"]:
     """The largest t of each row with fewer than `counts` keys below it."""
+    # fp32 counts exactly up to 2^24, and on a CPU a quarter faster than int32.
+    counter = jnp.float32 if keys.shape[1] <= 2**24 else jnp.int32
 
     def decide(step: Int[Array, ""], found: UInt[Array, "row"]) -> UInt[Array, "row"]:
         trial = found | (jnp.uint32(0x80000000) >> step.astype(jnp.uint32))
-        below = jnp.sum(keys < trial[:, None], axis=1, dtype=jnp.int32)
+        below = jnp.sum((keys < trial[:, None]).astype(counter), axis=1)
         return jnp.where(below < counts, trial, found)
 
     return jax.lax.fori_loop(0, 32, decide, jnp.zeros(keys.shape[0], jnp.uint32))

@@ -118,7 +118,7 @@ def test_a_state_is_written_only_when_it_is_cheap(model, tokens, tmp_path, monke
     write = resume.State._write
     monkeypatch.setattr(resume.State, "_write", lambda self, *args: (writes.append(args), write(self, *args)))
     run(model, tokens, tmp_path / "out", eval="none", allocation="uniform")
-    assert writes == []
+    assert [item.block for item, _ in writes] == [1]  # the last block, which leaves no hidden states
 
 
 @pytest.fixture

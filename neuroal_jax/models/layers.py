@@ -139,7 +139,8 @@ def rope_frequencies(head_dim: int, rope: Rope) -> Float[Array, "half"]:
 def rotate(x: Float[Array, "b t n h"], frequencies: Float[Array, "half"]) -> Float[Array, "b t n h"]:
     """Rotates dimension i against i + h/2, Hugging Face's layout of rotary embeddings."""
     angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequencies
-    cos, sin = (f(angles).astype(x.dtype)[:, None, :] for f in (jnp.cos, jnp.sin))
+    tables = (f(angles).astype(x.dtype)[:, None, :] for f in (jnp.cos, jnp.sin))
+    cos, sin = jax.lax.optimization_barrier(tuple(tables))  # XLA would compute them again for every sequence and head
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
