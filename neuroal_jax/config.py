@@ -70,7 +70,7 @@ class PruneConfig:
     )
     sparsegpt_group: int = _option(128, "methods", "SparseGPT: columns pruned together", only=("pruner", "sparsegpt"))
     candidate_batch: int | None = _option(
-        None, "search", "most lambda candidates to run together (default: what fits in memory)"
+        None, "search", "most lambda candidates to run together (default: what fits in memory; on a CPU, its cache)"
     )
     budget: str = _option(
         "exact", "what to prune", "exact number of zeros, or the released code's rounding", ("exact", "reference")

@@ -2,7 +2,8 @@
 
 The formula, with C candidates per batch out of K, N search sequences of T tokens, hidden width h, b bytes per value:
 
-    device = 2 * block weights                             (this block and the next)
+    device = 2 * block weights                             (this block and the next; 5 where the device is the host: the
+                                                            one before, what the next is read from, and transposes)
            + hidden states                                 (K * N * T * h, or all calibration and evaluation windows)
            + C * (N * T * widest live activations + pruned block weights + selection of the widest linear)
            + with SparseGPT, per candidate: every input's Hessian and its factor, twice the widest to factorise it, and
@@ -31,7 +32,7 @@ _RUNTIME_BYTES = 420 * 2**20  # Python and JAX
 _TEXT_BYTES = 270 * 2**20  # tokenizer and data sets
 _COMPILER_BYTES = {"search": 215 * 2**20, "hessian": 130 * 2**20, "dsnot": 100 * 2**20}  # for the largest program
 _USABLE = 0.8  # share of free memory to plan with
-CACHE_BYTES = 64 * 2**20  # on a CPU, candidates run together while their activations are no more: about its cache
+_CACHE_BYTES = 64 * 2**20  # on a CPU, candidates run together while their activations are no more: about its cache
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,14 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     available, on_host = device_memory()
     hessians = _hessian_bytes(checkpoint) if "hessian" in work.method.needs else 0
     refinement = _REFINEMENT_BYTES * max(map(math.prod, shapes.values())) if work.method.refine else 0
-    fixed = 2 * block + 2 * max(score_bytes(), 4 * checkpoint.config.num_attention_heads * work.seqlen**2)
+    attention = 2 * max(score_bytes(), 4 * checkpoint.config.num_attention_heads * work.seqlen**2)
+    fixed = (5 if on_host else 2) * block + attention
 
     tokens = work.search_samples * work.seqlen
     per_candidate = tokens * (live + hidden) + block + selection + hessians
     search_fixed = fixed + sum(work.steps[-1:]) * tokens * hidden
     fits = int((_USABLE * available - search_fixed) // per_candidate)
-    wanted = limit or (CACHE_BYTES // (tokens * live) if on_host else fits)
+    wanted = limit or (_CACHE_BYTES // (tokens * live) if on_host else fits)
     batch = candidates_together(work.steps, max(1, min(wanted, fits))) if work.steps else 0
     search_peak = search_fixed + batch * per_candidate if batch else 0
 

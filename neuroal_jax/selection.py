@@ -47,7 +47,7 @@ def _select(
     scores: Float[Array, "row in"], counts: Int[Array, "row"], ties: Int[Array, "row"]
 ) -> Bool[Array, "row in"]:
     """`select_smallest` with one rule for ties per row; batches become more rows."""
-    rows, width = scores.shape
+    rows = scores.shape[0]
     limit = _CHUNK_BYTES.get(jax.default_backend(), _CHUNK_BYTES_ELSEWHERE)
     parts = -(-4 * scores.size // limit)
     chunk = -(-rows // min(parts, rows))  # equal ones: the last overlaps the one before it by less than `parts` rows
