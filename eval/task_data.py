@@ -5,9 +5,7 @@ the task evaluates, under the columns that its data set has on the Hub, or in on
 is found by rendering prompts with lm-eval's definition of the task; no list of them is kept here.
 """
 
-import gzip
 import hashlib
-import json
 import re
 import zlib
 from collections.abc import Callable, Collection, Sequence
@@ -24,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from pyarrow import parquet
 
 from neuroal_jax.errors import UserError
+from neuroal_jax.files import allowed_size, open_text, parse_json
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 Row = dict[str, Any]
@@ -163,12 +162,12 @@ def _find(name: str, directory: Path) -> Path:
 def _read(file: Path) -> _Rows:
     try:
         if file.suffix == ".parquet":
-            numbered, unit = list(enumerate(parquet.read_table(file).to_pylist(), 1)), "row"
+            numbered, unit = list(enumerate(_parquet_rows(file), 1)), "row"
         else:
             numbered, unit = _parse_json(file)
     except UserError:
         raise
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, pyarrow.ArrowException) as error:
+    except (OSError, EOFError, ValueError, zlib.error, pyarrow.ArrowException) as error:
         raise UserError(f"{file} cannot be read ({_reason(error)})") from error
     if not numbered:
         raise UserError(f"{file} holds no rows")
@@ -179,8 +178,20 @@ def _read(file: Path) -> _Rows:
     return _Rows(file, [row for _, row in numbered], places)
 
 
+def _parquet_rows(file: Path) -> list[Any]:
+    """All rows; raises ValueError once they take more than a table of the file's size may."""
+    rows, left = [], allowed_size(file)
+    with parquet.ParquetFile(file) as table:
+        for batch in table.iter_batches(batch_size=256):
+            left -= batch.nbytes
+            if left < 0:
+                raise ValueError("it expands to far more than text does")
+            rows.extend(batch.to_pylist())
+    return rows
+
+
 def _parse_json(file: Path) -> tuple[list[tuple[int, Any]], str]:
-    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as stream:
+    with open_text(file) as stream:
         text = stream.read()
     if text.lstrip().startswith("["):
         return list(enumerate(_json(file, "its array", text), 1)), "item"
@@ -190,8 +201,8 @@ def _parse_json(file: Path) -> tuple[list[tuple[int, Any]], str]:
 
 def _json(file: Path, place: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise UserError(f"{file}: {place} is no JSON ({error})") from error
 
 

@@ -1,6 +1,5 @@
 """Token windows for calibration and perplexity: from the Hub's data sets, from text files, or from token ids."""
 
-import gzip
 import hashlib
 import io
 import json
@@ -12,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from neuroal_jax.config import HUB_TEXTS, TEXTS
 from neuroal_jax.errors import UserError
-from neuroal_jax.files import allowed_size
+from neuroal_jax.files import allowed_size, open_text
 from neuroal_jax.locate import DEMO
 from neuroal_jax.memory import is_exhausted, refuse_what_cannot_fit
 
@@ -346,7 +345,7 @@ def _read_text(path: Path, flag: str, column: str = "text") -> Text:
     try:
         if kind == ".parquet":
             return Text(_parquet_column(path, flag, column), joined=False)
-        with _opened(path) as file:
+        with open_text(path) as file:
             if kind in (".jsonl", ".json"):
                 return Text(
                     [_text_of(line, number, flag, column) for number, line in enumerate(file, 1) if line.strip()], False
@@ -354,37 +353,6 @@ def _read_text(path: Path, flag: str, column: str = "text") -> Text:
             return Text([file.read()], joined=True)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{flag}: cannot be read as text ({error})") from error
-
-
-class _Bounded(io.RawIOBase):
-    """A gzip file that ends in a ValueError before its content takes more than it may."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = gzip.GzipFile(path)
-        self._left = allowed_size(path)
-
-    def readable(self) -> bool:
-        """Yes: `io.BufferedReader` asks."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fills a buffer; returns the number of bytes."""
-        count = self._file.readinto(buffer)
-        self._left -= count
-        if self._left < 0:
-            raise ValueError("it expands to far more than text does")
-        return count
-
-    def close(self) -> None:
-        """Closes the file too."""
-        self._file.close()
-        super().close()
-
-
-def _opened(path: Path) -> TextIO:
-    if path.suffix != ".gz":
-        return path.open(encoding="utf-8")
-    return io.TextIOWrapper(io.BufferedReader(_Bounded(path), 2**16), encoding="utf-8")
 
 
 def _text_of(line: str, number: int, flag: str, column: str) -> str:

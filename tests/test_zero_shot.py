@@ -7,7 +7,9 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 
 from convert.masks_to_torch import save_pruned
@@ -332,6 +334,18 @@ def test_damaged_files_are_refused(model, no_model, tmp_path, capsys, ending):
     assert main(["--model", str(model), "--tasks", "rte", "--task-data", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert f"rte.x{ending} cannot be read" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".parquet"])
+def test_files_that_expand_without_bounds_are_refused(model, no_model, tmp_path, capsys, monkeypatch, ending):
+    monkeypatch.setattr("neuroal_jax.files._ALWAYS_ALLOWED", 1000)
+    file, rows = tmp_path / f"rte.x{ending}", [{"sentence1": "a" * 10_000}] * 100
+    if ending == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+        file.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    assert main(["--model", str(model), "--tasks", "rte", "--task-data", str(tmp_path)]) == 2
+    assert f"{file} cannot be read (ValueError: it expands to far more than text does)" in capsys.readouterr().err
 
 
 BAD_OPTIONS = {
