@@ -1,5 +1,6 @@
 """How much memory there is, and what it looks like when there is none left. Imports no JAX."""
 
+import ctypes
 import errno
 import os
 import resource
@@ -13,6 +14,10 @@ LOWER = "lower --nsamples, --search-samples, --candidate-batch or --seqlen, or g
 _UNLIMITED = 2**60
 _THREADS_BYTES = 256 * 2**20  # address space of the stacks and heaps of threads to come
 _CGROUPS = Path("/sys/fs/cgroup")
+# glibc's mallopt: what to set, to what, and what to put back (the defaults).
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_KEPT = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0, _ARENA_MAX: 1}
+_RETURNED = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536, _ARENA_MAX: 8 * (os.cpu_count() or 1)}
 
 
 def available_memory() -> tuple[int, str]:
@@ -94,3 +99,31 @@ def exhaustion_explained(advice: str) -> Iterator[None]:
         size, bound = available_memory()
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"out of memory ({reason}; {size / 2**30:.2f} GiB of the host's {bound}): {advice}") from error
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Makes the C library keep what is freed for whoever allocates next, until `return_freed`.
+
+    On a CPU, XLA takes the temporary arrays of every call anew; to have the system map their pages each time costs some
+    5% of a search. Does nothing where the C library is not glibc.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        yield
+        return
+    for parameter, value in _KEPT.items():
+        library.mallopt(parameter, value)
+    try:
+        yield
+    finally:
+        for parameter, value in _RETURNED.items():
+            library.mallopt(parameter, value)
+        return_freed()
+
+
+def return_freed() -> None:
+    """Gives what the C library keeps of freed memory back to the system, if it is glibc."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(ctypes.c_size_t(0))

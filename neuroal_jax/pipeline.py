@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from neuroal_jax.data import Windows, check_sources, default_seqlen, read_evalua
 from neuroal_jax.errors import UserError
 from neuroal_jax.interrupts import background
 from neuroal_jax.masks import PackedMasks, save_masks
-from neuroal_jax.memory import LOWER, exhaustion_explained, refuse_what_cannot_fit
+from neuroal_jax.memory import LOWER, exhaustion_explained, freed_memory_kept, refuse_what_cannot_fit
 from neuroal_jax.output import replace_text, spilled, staged, write_json
 from neuroal_jax.plan import Plan, Workload, make_plan
 from neuroal_jax.pruners import PRUNERS
@@ -89,7 +89,7 @@ def prune(config: PruneConfig) -> PruneResult:
     """
     if config.compilation_cache != AUTO:
         use_cache(config.compilation_cache)
-    with exhaustion_explained(LOWER):
+    with exhaustion_explained(LOWER), freed_memory_kept() if jax.default_backend() == "cpu" else nullcontext():
         return _prune(config)
 
 

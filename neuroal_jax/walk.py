@@ -17,6 +17,7 @@ from neuroal_jax.block_ops import BlockSpec, Method, Weights
 from neuroal_jax.budget import Counts
 from neuroal_jax.checkpoint import Checkpoint
 from neuroal_jax.errors import UserError
+from neuroal_jax.memory import return_freed
 from neuroal_jax.pruners import sparsegpt
 from neuroal_jax.resume import Output, State, Steps
 from neuroal_jax.statistics import Statistics
@@ -309,6 +310,7 @@ class Walk:
                 if block + 1 < self.checkpoint.num_blocks:
                     ahead.append(reader.submit(read, block + 1))
                 yield block, weights
+                return_freed()  # the next block's arrays come before this one's are used again: the peak would grow
 
     def _put(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
         """Arrays on the device, floats in the compute dtype."""

@@ -167,6 +167,20 @@ def test_the_limits_of_this_process_and_of_its_control_groups_count(tmp_path, mo
         assert memory.available_memory() == (3000, "left to this control group")
 
 
+def test_freed_memory_is_kept_for_the_next_and_given_back_at_the_end():
+    def pages():
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    size = 64 * 2**20
+    few = size // os.sysconf("SC_PAGE_SIZE") // 4
+    memory.return_freed()
+    before = pages()
+    with memory.freed_memory_kept():
+        bytearray(size)
+        assert pages() > before + few
+    assert pages() < before + few
+
+
 def test_the_plan_is_certain_of_less_than_it_expects(llama):
     config = neuroal_jax.PruneConfig(model=str(llama), sparsity=0.5, calib="demo", eval="none", seqlen=16, dry_run=True)
     plan = neuroal_jax.prune(config).plan

@@ -54,6 +54,16 @@ def test_marks_exactly_the_counts_among_equal_scores():
     np.testing.assert_array_equal(high, np.arange(7) >= 7 - counts[:, None])
 
 
+@pytest.mark.parametrize("width", [31, 32, 33, 100, 257])
+@pytest.mark.parametrize("ties", [TIES_LOW, TIES_HIGH])
+def test_equal_scores_at_the_ends_of_rows_of_any_width(width, ties):
+    scores = np.random.default_rng(width).choice(np.float32([0, 1, 2]), (6, width))
+    scores[:, [0, -1]] = 1
+    counts = np.linspace(0, width, 6).astype(np.int32)
+    chosen = np.asarray(select_smallest(scores, Quota(counts, ties)))
+    np.testing.assert_array_equal(chosen, by_sort(scores, counts, ties == TIES_HIGH))
+
+
 @pytest.mark.parametrize("width", [1, 2, 31, 257])
 def test_denormals_keep_their_order(width):
     scores = (np.arange(width, dtype=np.float32)[::-1] * np.float32(1e-45))[None]
