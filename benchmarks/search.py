@@ -25,6 +25,7 @@ from neuroal_jax.allocation.neuroal import block_step
 from neuroal_jax.block_ops import Method, Weights
 from neuroal_jax.budget import count
 from neuroal_jax.checkpoint import Checkpoint, open_checkpoint
+from neuroal_jax.memory import freed_memory_kept
 from neuroal_jax.models import family_of
 from neuroal_jax.models.causal_lm import abstract_params
 from neuroal_jax.models.family import expand
@@ -190,7 +191,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def growth(dtype: str) -> dict[str, float]:
     """By which power the search's time grows with blocks, candidates, sequences and width, each doubled alone."""
-    base = {"blocks": 3, "candidates": 6, "sequences": 4, "width": 256}
+    base = {"blocks": 12, "candidates": 6, "sequences": 4, "width": 256}
 
     def search_seconds(blocks: int, candidates: int, sequences: int, width: int) -> float:
         with tempfile.TemporaryDirectory() as scratch:
@@ -201,13 +202,8 @@ def growth(dtype: str) -> dict[str, float]:
             counts = [count(block_step.candidate(0.7, x, list(shapes), blocks), shapes, "exact", 0.7) for x in lambdas]
             windows = np.random.default_rng(1).integers(0, 2048, (sequences, 256))
             walk = Walk(checkpoint, Method("wanda"), dtype, sequences)
-            walk.search(windows, counts, 6)
-            times = []
-            for _ in range(3):
-                start = time.perf_counter()
-                walk.search(windows, counts, 6)
-                times.append(time.perf_counter() - start)
-            return min(times)
+            with freed_memory_kept():
+                return min(seconds(walk.search, windows, counts, base["candidates"]) for _ in range(2))
 
     first = search_seconds(**base)
     return {name: math.log2(search_seconds(**{**base, name: 2 * value}) / first) for name, value in base.items()}
