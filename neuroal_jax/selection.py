@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int, UInt, UInt16
 
 TIES_LOW, TIES_HIGH, TIES_ALL = 0, 1, 2
 
@@ -106,14 +106,28 @@ def _ordered_bits(scores: Float[Array, "row in"]) -> UInt[Array, "row in"]:
 
 
 def _kth_smallest(keys: UInt[Array, "row in"], counts: Int[Array, "row"], bits: int) -> UInt[Array, "row"]:
-    """The largest t below `2^bits` of each row with fewer than `counts` keys below it."""
-    top = jnp.uint32(1 << (bits - 1))
+    """The largest t below `2^bits` of each row with fewer than `counts` keys below it.
 
-    def decide(step: Int[Array, ""], found: UInt[Array, "row"]) -> UInt[Array, "row"]:
-        trial = found | (top >> step.astype(jnp.uint32))
+    First t's upper half, then, among the keys that share it, the lower one: half the bytes to pass over.
+    """
+    if bits <= 16:
+        return _kth_smallest_half(keys.astype(jnp.uint16), counts, bits).astype(jnp.uint32)
+    upper = (keys >> 16).astype(jnp.uint16)
+    high = _kth_smallest_half(upper, counts, bits - 16)
+    lower = jnp.where(upper == high[:, None], keys.astype(jnp.uint16), jnp.uint16(0xFFFF))  # others: below no bound
+    low = _kth_smallest_half(lower, counts - _count_below(upper, high), 16)
+    return high.astype(jnp.uint32) << 16 | low
+
+
+def _kth_smallest_half(keys: UInt16[Array, "row in"], counts: Int[Array, "row"], bits: int) -> UInt16[Array, "row"]:
+    """`_kth_smallest` of keys of at most 16 bits, bit by bit."""
+    top = jnp.uint16(1 << (bits - 1))
+
+    def decide(step: Int[Array, ""], found: UInt16[Array, "row"]) -> UInt16[Array, "row"]:
+        trial = found | (top >> step.astype(jnp.uint16))
         return jnp.where(_count_below(keys, trial) < counts, trial, found)
 
-    return jax.lax.fori_loop(0, bits, decide, jnp.zeros(keys.shape[0], jnp.uint32))
+    return jax.lax.fori_loop(0, bits, decide, jnp.zeros(keys.shape[0], jnp.uint16))
 
 
 def _count_below(keys: UInt[Array, "row in"], bound: UInt[Array, "row"]) -> Int[Array, "row"]:
@@ -122,8 +136,9 @@ def _count_below(keys: UInt[Array, "row in"], bound: UInt[Array, "row"]) -> Int[
     pieces = _PIECES.get(jax.default_backend(), 1)
     even = keys.shape[1] // pieces * pieces
 
-    def below(part: UInt[Array, "row some"]) -> Int[Array, "row some"]:
-        return (part < bound[:, None]).astype(jnp.int32)
+    def below(part: UInt[Array, "row some"]) -> UInt[Array, "row some"]:
+        return (part < bound[:, None]).astype(keys.dtype)
 
     folded = sum(below(part) for part in jnp.split(keys[:, :even], pieces, axis=1))
-    return jnp.sum(folded, axis=1) + jnp.sum(below(keys[:, even:]), axis=1)
+    rest = below(keys[:, even:])
+    return jnp.sum(folded, axis=1, dtype=jnp.int32) + jnp.sum(rest, axis=1, dtype=jnp.int32)

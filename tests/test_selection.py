@@ -54,7 +54,7 @@ def test_marks_exactly_the_counts_among_equal_scores():
     np.testing.assert_array_equal(high, np.arange(7) >= 7 - counts[:, None])
 
 
-@pytest.mark.parametrize("width", [31, 32, 33, 100, 257])
+@pytest.mark.parametrize("width", [31, 32, 33, 100, 257, 70000])
 @pytest.mark.parametrize("ties", [TIES_LOW, TIES_HIGH])
 def test_equal_scores_at_the_ends_of_rows_of_any_width(width, ties):
     scores = np.random.default_rng(width).choice(np.float32([0, 1, 2]), (6, width))
