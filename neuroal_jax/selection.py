@@ -16,7 +16,7 @@ TIES_LOW, TIES_HIGH, TIES_ALL = 0, 1, 2
 # Rows of this many bytes at a time: on a CPU 32 passes over them stay in the cache, an accelerator wants width.
 _CHUNK_BYTES = {"cpu": 2 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 2**30
-_PIECES = {"cpu": 32}  # of a row, in counting; see `_count_below`
+_PIECES, _LANES = {"cpu": 32}, 16  # of a row, in counting, and the least that one holds; see `_count_below`
 
 
 class Quota(NamedTuple):
@@ -73,6 +73,7 @@ def _select_batch(size: int, batched: list[bool], *arrays: Array) -> tuple[Array
     return chosen.reshape(whole[0].shape), True
 
 
+@jax.jit  # traced once for all linears of a shape, in all programs
 def _select_chunk(
     scores: Float[Array, "row in"], counts: Int[Array, "row"], ties: Int[Array, "row"]
 ) -> Bool[Array, "row in"]:
@@ -133,7 +134,7 @@ def _kth_smallest_half(keys: UInt16[Array, "row in"], counts: Int[Array, "row"],
 def _count_below(keys: UInt[Array, "row in"], bound: UInt[Array, "row"]) -> Int[Array, "row"]:
     """How many keys of each row are below its bound."""
     # XLA does not vectorise a sum along rows on a CPU, but it does what is added up element by element before it.
-    pieces = _PIECES.get(jax.default_backend(), 1)
+    pieces = max(1, min(_PIECES.get(jax.default_backend(), 1), keys.shape[1] // _LANES))
     even = keys.shape[1] // pieces * pieces
 
     def below(part: UInt[Array, "row some"]) -> UInt[Array, "row some"]:
