@@ -195,11 +195,12 @@ def causal_attention(
     def one(query: Array, key: Array, value: Array, window: Array) -> Array:
         query = query.reshape(tokens, groups, heads // groups, head_dim).transpose(1, 2, 0, 3)
         key, value = key.transpose(1, 0, 2), value.transpose(1, 0, 2)
-        mixed = [
-            jnp.concatenate([some_queries(*ends, query[some], key[some], value[some], window) for ends in spans], axis=2)
-            for some in bundles
-        ]
-        return jnp.concatenate(mixed).transpose(2, 0, 1, 3).reshape(tokens, heads, head_dim)
+        def some_heads(some: slice) -> Array:
+            parts = [some_queries(*ends, query[some], key[some], value[some], window) for ends in spans]
+            return jnp.concatenate(parts, axis=2)
+
+        mixed = jnp.concatenate([some_heads(some) for some in bundles])
+        return mixed.transpose(2, 0, 1, 3).reshape(tokens, heads, head_dim)
 
     def attend(q: Array, k: Array, v: Array, window: Array) -> Array:
         together = max(1, min(q.shape[0], score_bytes() // (4 * heads * tokens * tokens)))
