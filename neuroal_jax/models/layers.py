@@ -195,6 +195,7 @@ def causal_attention(
     def one(query: Array, key: Array, value: Array, window: Array) -> Array:
         query = query.reshape(tokens, groups, heads // groups, head_dim).transpose(1, 2, 0, 3)
         key, value = key.transpose(1, 0, 2), value.transpose(1, 0, 2)
+
         def some_heads(some: slice) -> Array:
             parts = [some_queries(*ends, query[some], key[some], value[some], window) for ends in spans]
             return jnp.concatenate(parts, axis=2)
