@@ -22,9 +22,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 # Attention scores of this many bytes at a time: on a CPU they stay in the cache, an accelerator wants width.
-SCORE_BYTES = {"cpu": 4 * 2**20}
+SCORE_BYTES = {"cpu": 8 * 2**20}
 SCORE_BYTES_ELSEWHERE = 256 * 2**20
-_QUERY_CHUNKS = 4
+_HEAD_BUNDLES = {"cpu": 3}  # XLA computes a batched product on one core, but several of them on as many
 
 
 def score_bytes() -> int:
@@ -156,8 +156,8 @@ def causal_attention(
 ) -> Float[Array, "b t n h"]:
     """Causal softmax attention, n query heads sharing g key/value heads in order.
 
-    A few sequences at a time, so that `tokens x tokens` scores never exist for the whole batch; and a part of the
-    queries at a time, so that of the pairs which the mask excludes only few are computed.
+    A few sequences at a time, so that `tokens x tokens` scores never exist for the whole batch; and a span of queries
+    at a time, so that of the pairs which the mask excludes only few are computed.
 
     Args:
         q: Queries.
@@ -170,7 +170,8 @@ def causal_attention(
     tokens, heads, head_dim = q.shape[1:]
     groups = k.shape[2]
 
-    edges = [tokens * i // _QUERY_CHUNKS for i in range(_QUERY_CHUNKS + 1)]
+    spans = _parts(tokens, min(max(tokens // 128, 2), 4))  # few, as each is compiled; more where there is more to skip
+    bundles = [slice(*ends) for ends in _parts(groups, _HEAD_BUNDLES.get(jax.default_backend(), 1))]
     precision = jax.lax.Precision.HIGHEST
 
     def some_queries(begin: int, end: int, query: Array, key: Array, value: Array, window: Array) -> Array:
@@ -194,8 +195,13 @@ def causal_attention(
     def one(query: Array, key: Array, value: Array, window: Array) -> Array:
         query = query.reshape(tokens, groups, heads // groups, head_dim).transpose(1, 2, 0, 3)
         key, value = key.transpose(1, 0, 2), value.transpose(1, 0, 2)
-        parts = [some_queries(*ends, query, key, value, window) for ends in pairwise(edges) if ends[0] < ends[1]]
-        return jnp.concatenate(parts, axis=2).transpose(2, 0, 1, 3).reshape(tokens, heads, head_dim)
+
+        def some_heads(some: slice) -> Array:
+            parts = [some_queries(*ends, query[some], key[some], value[some], window) for ends in spans]
+            return jnp.concatenate(parts, axis=2)
+
+        mixed = jnp.concatenate([some_heads(some) for some in bundles])
+        return mixed.transpose(2, 0, 1, 3).reshape(tokens, heads, head_dim)
 
     def attend(q: Array, k: Array, v: Array, window: Array) -> Array:
         together = max(1, min(q.shape[0], score_bytes() // (4 * heads * tokens * tokens)))
@@ -204,6 +210,12 @@ def causal_attention(
         return jax.lax.map(lambda qkv: one(qkv[0], qkv[1], qkv[2], window), (q, k, v), batch_size=together)
 
     return _more_sequences(attend)(q, k, v, jnp.asarray(tokens if window is None else window, jnp.int32))
+
+
+def _parts(length: int, number: int) -> list[tuple[int, int]]:
+    """Begins and ends of at most `number` even parts of a length."""
+    edges = [length * i // number for i in range(number + 1)]
+    return [(begin, end) for begin, end in pairwise(edges) if begin < end]
 
 
 def _more_sequences(attend: Callable[..., Array]) -> Callable[..., Array]:
