@@ -197,7 +197,15 @@ def _pruned_runs(spec: BlockSpec, weights: Weights, *candidates: Any, output: bo
         aligned = _pruned_run(spec, weights, *candidate)._replace(differences={})
         return aligned if output else aligned._replace(hidden=None)
 
-    return jax.vmap(one)(*candidates)
+    return _each(one, *candidates)
+
+
+def _each(function: Callable[..., Any], *candidates: Any) -> Any:
+    """`vmap`, but one candidate alone goes without: XLA folds transposes of weights into products, not into batches."""
+    if jax.tree.leaves(candidates)[0].shape[0] > 1:
+        return jax.vmap(function)(*candidates)
+    alone = jax.tree.map(lambda x: x[0], candidates)
+    return jax.tree.map(lambda x: x[None], function(*alone))
 
 
 @_compiled()
@@ -302,7 +310,7 @@ def dense_run(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"]) 
 @_compiled()
 def dense_runs(spec: BlockSpec, weights: Weights, hidden: Float[Array, "c b t d"]) -> dict[str, Statistics]:
     """Statistics of the dense block behind every candidate's pruned blocks, `[candidate, ...]`."""
-    return jax.vmap(lambda hidden: _dense_run(spec, weights, hidden))(hidden)
+    return _each(lambda hidden: _dense_run(spec, weights, hidden), hidden)
 
 
 @_compiled(donate="hidden")

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -125,22 +126,23 @@ class NormHead(nnx.Module):
         return softcapped(logits, self.softcap)
 
 
-def rope_frequencies(head_dim: int, rope: Rope) -> Float[Array, "half"]:
+def rope_frequencies(head_dim: int, rope: Rope) -> Float[np.ndarray, "half"]:
     """Rotation per position, in radians, of each pair of dimensions; `llama3` slows the long waves down."""
-    plain = 1.0 / rope.theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    plain = np.float32(1.0) / np.float32(rope.theta) ** exponents
     if rope.original_max_position_embeddings is None:
         return plain
-    turns = rope.original_max_position_embeddings * plain / (2 * math.pi)  # turns over the original context
+    turns = rope.original_max_position_embeddings * plain / np.float32(2 * math.pi)  # over the original context
     keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    keep = jnp.clip(keep, 0.0, 1.0)
+    keep = np.clip(keep, 0.0, 1.0)
     return keep * plain + (1 - keep) * plain / rope.factor
 
 
-def rotate(x: Float[Array, "b t n h"], frequencies: Float[Array, "half"]) -> Float[Array, "b t n h"]:
+def rotate(x: Float[Array, "b t n h"], frequencies: Float[np.ndarray, "half"]) -> Float[Array, "b t n h"]:
     """Rotates dimension i against i + h/2, Hugging Face's layout of rotary embeddings."""
-    angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequencies
-    tables = (f(angles).astype(x.dtype)[:, None, :] for f in (jnp.cos, jnp.sin))
-    cos, sin = jax.lax.optimization_barrier(tuple(tables))  # XLA would compute them again for every sequence and head
+    angles = np.arange(x.shape[1], dtype=np.float32)[:, None, None] * frequencies
+    # Constants of the program: XLA would compute a sine or cosine again for every sequence, head and use.
+    cos, sin = (jnp.asarray(table(angles), x.dtype) for table in (np.cos, np.sin))
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
