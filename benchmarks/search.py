@@ -141,7 +141,7 @@ def parts(checkpoint: Checkpoint, dtype: str, windows: np.ndarray, batch: int) -
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs NeuroAL at 70% on random tokens and takes it apart."""
     compiled: list[float] = []
-    compiling = ("jaxpr_to_mlir_module_duration", "backend_compile_duration")
+    compiling = ("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration", "backend_compile_duration")
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, duration, **_: compiled.append(duration) if name.endswith(compiling) else None
     )

@@ -7,7 +7,7 @@ while they are replaced, both lie on disk. Its size is at most, with every name 
     2 * hidden states of the widest walk + scores + masks so far (+ with SparseGPT the updated weights so far)
 
 Every checkpoint appears whole or not at all, outputs before hidden states: a kill at any moment leaves the state of
-the last block that was written. A block's state is written once 25 times as long has passed as the last writing took,
+the last block that was written. A block's state is written once 50 times as long has passed as the last writing took,
 and as this one takes on a slow disk: the first blocks of a large model leave none.
 """
 
@@ -41,7 +41,7 @@ from neuroal_jax.output import replace_text, take
 
 log = logging.getLogger("neuroal_jax")
 
-_SHARE = 25  # of the time since the last state was written, writing the next one may take this part
+_SHARE = 50  # of the time since the last state was written, writing the next one may take this part
 _BYTES_PER_SECOND = 500e6  # of writing and checking, before it was measured
 _IDENTITY = "identity.json"
 _WITHOUT_EFFECT = {"out", "save_model", "overwrite", "resume", "dry_run", "compilation_cache", "candidate_batch"}

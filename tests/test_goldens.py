@@ -15,11 +15,13 @@ TOKENS = {
     "tiny-mistral": "bpe-dev.npz",
 }
 
-# One weight of SparseGPT on the other side of a threshold, by a rounding error, changes all that are updated after it:
-# in these three cases it does so early, and up to 0.3% of the bits differ.
+# One weight of SparseGPT on the other side of a threshold, by a rounding error, changes all that are updated after it,
+# and DSnoT goes another way from another first weight: in these cases it does so early, and up to 0.3% of the bits
+# differ. Under DSnoT it is two MultiFlow scores in one row of block 2, whose difference is 2e-7 of them.
 CHAOTIC = {
     "tiny-opt": ["sparsegpt-neuroal-both-70.npz"],
     "tiny-phi": ["sparsegpt-uniform-both-70.npz", "sparsegpt-neuroal-both-70.npz"],
+    "tiny-mistral": ["multiflow-dsnot-both-60.npz"],
 }
 
 
@@ -114,7 +116,7 @@ def test_reference_run_equals_the_released_code(data, tmp_path, case):
     assert result.manifest["lambda_block"] == case["lambda_block"]
     assert result.manifest["lambda_row"] == case["lambda_row"]
     check_allocation(result.allocation, case["allocation"])
-    exactness = (1e-2, 1e-3) if case["method"] == "sparsegpt" else (1e-3, 1e-4)
+    exactness = (1e-2, 1e-3) if chaotic or case["method"] == "sparsegpt" else (1e-3, 1e-4)
     assert result.manifest["token_ppl"]["pruned"] == pytest.approx(case["token_ppl"], rel=exactness[0])
     golden = np.load(data / "goldens" / case["model"] / case["masks"])
     assert wrong_bits(result, golden) <= (4e-3 if chaotic else exactness[1])
