@@ -30,7 +30,7 @@ _SELECTION_BYTES = 14  # per weight: fp32 score, its sortable bits, ranks of tie
 _REFINEMENT_BYTES = 36  # per weight: contributions, scores, gains, two sorts with their keys
 _RUNTIME_BYTES = 420 * 2**20  # Python and JAX
 _TEXT_BYTES = 270 * 2**20  # tokenizer and data sets
-_COMPILER_BYTES = {"search": 215 * 2**20, "hessian": 130 * 2**20, "dsnot": 100 * 2**20}  # for the largest program
+_COMPILER_BYTES = {"prune": 60 * 2**20, "search": 165 * 2**20, "hessian": 110 * 2**20, "dsnot": 60 * 2**20}
 _USABLE = 0.8  # share of free memory to plan with
 _CACHE_BYTES = 64 * 2**20  # on a CPU, candidates run together while their activations are no more: about its cache
 
@@ -136,16 +136,17 @@ def _stored_size(checkpoint: Checkpoint) -> int:
 
 
 def _runtime_bytes(work: Workload) -> int:
-    programs = [
+    compiler = [
         _COMPILER_BYTES[name]
         for name, compiled in (
+            ("prune", True),
             ("search", bool(work.steps)),
             ("hessian", "hessian" in work.method.needs),
             ("dsnot", work.method.refine is not None),
         )
         if compiled
     ]
-    return _RUNTIME_BYTES + _TEXT_BYTES * work.reads_text + max(programs, default=0)
+    return _RUNTIME_BYTES + _TEXT_BYTES * work.reads_text + sum(compiler)
 
 
 def checkpoint_dtype(name: str) -> str:

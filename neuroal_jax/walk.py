@@ -309,8 +309,11 @@ class Walk:
                 weights = ahead.pop().result()
                 if block + 1 < self.checkpoint.num_blocks:
                     ahead.append(reader.submit(read, block + 1))
+                traced = block_ops.trace_counts.total()
                 yield block, weights
-                return_freed()  # the next block's arrays come before this one's are used again: the peak would grow
+                # Not after every block, as to have its pages again costs time; but what compiling took is not needed.
+                if block + 1 == self.checkpoint.num_blocks or block_ops.trace_counts.total() > traced:
+                    return_freed()
 
     def _put(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
         """Arrays on the device, floats in the compute dtype."""

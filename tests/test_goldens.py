@@ -26,11 +26,12 @@ CHAOTIC = {
 
 
 def cases():
-    """Every recorded case of pruning."""
+    """Every recorded case of pruning; those that run the same compiled programs follow each other."""
     found = []
     for model in TOKENS:
         path = DATA / "goldens" / model / "cases.json"
-        for case in json.loads(path.read_text()) if path.is_file() else []:
+        recorded = json.loads(path.read_text()) if path.is_file() else []
+        for case in sorted(recorded, key=lambda case: (case["method"], case["top_up"] or "", case["step"] or "")):
             if case["method"] != "dense":
                 name = case["masks"].removesuffix(".npz")
                 found.append(pytest.param(case, id=f"{model}-{name}"))
