@@ -31,10 +31,10 @@ def cases():
     for model in TOKENS:
         path = DATA / "goldens" / model / "cases.json"
         recorded = json.loads(path.read_text()) if path.is_file() else []
-        for case in sorted(recorded, key=lambda case: (case["method"], case["top_up"] or "", case["step"] or "")):
-            if case["method"] != "dense":
-                name = case["masks"].removesuffix(".npz")
-                found.append(pytest.param(case, id=f"{model}-{name}"))
+        pruned = [case for case in recorded if case["method"] != "dense"]
+        for case in sorted(pruned, key=lambda case: (case["method"], case["top_up"], case["step"] or "")):
+            name = case["masks"].removesuffix(".npz")
+            found.append(pytest.param(case, id=f"{model}-{name}"))
     return found or [pytest.param(None, id="none")]
 
 
