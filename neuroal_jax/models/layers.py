@@ -142,8 +142,7 @@ def rotate(x: Float[Array, "b t n h"], frequencies: Float[np.ndarray, "half"]) -
     """Rotates dimension i against i + h/2, Hugging Face's layout of rotary embeddings."""
     angles = np.arange(x.shape[1], dtype=np.float32)[:, None, None] * frequencies
     # Constants of the program: XLA would compute a sine or cosine again for every sequence, head and use.
-    exact = angles.astype(np.float64)
-    cos, sin = (jnp.asarray(table(exact).astype(np.float32), x.dtype) for table in (np.cos, np.sin))
+    cos, sin = (jnp.asarray(table(angles), x.dtype) for table in (np.cos, np.sin))
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
