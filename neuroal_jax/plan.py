@@ -30,6 +30,7 @@ _SELECTION_BYTES = 14  # per weight: fp32 score, its sortable bits, ranks of tie
 _REFINEMENT_BYTES = 36  # per weight: contributions, scores, gains, two sorts with their keys
 _RUNTIME_BYTES = 420 * 2**20  # Python and JAX
 _TEXT_BYTES = 270 * 2**20  # tokenizer and data sets
+# To compile and to hold the programs of each kind that a run has.
 _COMPILER_BYTES = {"prune": 60 * 2**20, "search": 165 * 2**20, "hessian": 110 * 2**20, "dsnot": 60 * 2**20}
 _USABLE = 0.8  # share of free memory to plan with
 _CACHE_BYTES = 64 * 2**20  # on a CPU, candidates run together while their activations are no more: about its cache
