@@ -1,5 +1,6 @@
 """The one walk over the blocks: read a block, compute on it, move on. Only one block's weights are on the device."""
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ Done = Callable[[int], object]  # told how many units of work are done
 
 # Tokens in one compiled call. Fixed, so that results do not depend on how much memory a machine has.
 _BATCH_TOKENS = 16384
+_RETURN_SECONDS = 2  # between two returns of freed memory to the system: some 0.05 s are lost each time
 
 
 def batch_size(seqlen: int, sequences: int) -> int:
@@ -305,15 +307,18 @@ class Walk:
         with ThreadPoolExecutor(max_workers=1) as reader:
             blocks = range(first, self.checkpoint.num_blocks)
             ahead = [reader.submit(read, block) for block in blocks[:1]]
+            returned = time.monotonic()
             for block in blocks:
                 weights = ahead.pop().result()
                 if block + 1 < self.checkpoint.num_blocks:
                     ahead.append(reader.submit(read, block + 1))
                 traced = block_ops.trace_counts.total()
                 yield block, weights
-                # Not after every block, as to have its pages again costs time; but what compiling took is not needed.
-                if block + 1 == self.checkpoint.num_blocks or block_ops.trace_counts.total() > traced:
+                # What compiling took is not needed again; else rarely, as to have the pages again takes time.
+                compiled, rested = block_ops.trace_counts.total() > traced, time.monotonic() - returned
+                if compiled or rested > _RETURN_SECONDS or block + 1 == self.checkpoint.num_blocks:
                     return_freed()
+                    returned = time.monotonic()
 
     def _put(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
         """Arrays on the device, floats in the compute dtype."""
