@@ -157,7 +157,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         root = Path(scratch)
         write_random_llama(root, PRESETS[options.preset], options.dtype)
-        return_freed()
+        return_freed()  # of the model's making, which is no part of the run
         windows = np.random.default_rng(1).integers(0, 2048, (options.samples, options.seqlen))
         np.save(root / "ids.npy", windows)
         config = neuroal_jax.PruneConfig(
@@ -206,7 +206,7 @@ def growth(dtype: str) -> dict[str, float]:
     The sizes take turns, so that a machine that is slow for a while is slow for all of them; each one's best counts.
     Blocks are many, because what the first and the last one save is the same for any number of them.
     """
-    base = {"blocks": 16, "candidates": 6, "sequences": 4, "width": 256}
+    base = {"blocks": 12, "candidates": 6, "sequences": 4, "width": 256}
 
     def prepare(scratch: str, blocks: int, candidates: int, sequences: int, width: int) -> Callable[[], Any]:
         write_random_llama(Path(scratch), shape(width, 3 * width, blocks, width // 64, width // 64), dtype)
@@ -216,7 +216,18 @@ def growth(dtype: str) -> dict[str, float]:
         counts = [count(block_step.candidate(0.7, x, list(shapes), blocks), shapes, "exact", 0.7) for x in lambdas]
         windows = np.random.default_rng(1).integers(0, 2048, (sequences, 256))
         method = Method("wanda")
-        work = Workload([candidates], sequences, sequences, None, 256, sequences, dtype, False, method, False)
+        work = Workload(
+            steps=[candidates],
+            search_samples=sequences,
+            samples=sequences,
+            windows=None,
+            seqlen=256,
+            batch=sequences,
+            dtype=dtype,
+            save_model=False,
+            method=method,
+            reads_text=False,
+        )
         together = make_plan(checkpoint, work, None).candidate_batch
         walk = Walk(checkpoint, method, dtype, sequences)
         return lambda: walk.search(windows, counts, together)

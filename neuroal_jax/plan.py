@@ -137,17 +137,14 @@ def _stored_size(checkpoint: Checkpoint) -> int:
 
 
 def _runtime_bytes(work: Workload) -> int:
-    compiler = [
-        _COMPILER_BYTES[name]
-        for name, compiled in (
-            ("prune", True),
-            ("search", bool(work.steps)),
-            ("hessian", "hessian" in work.method.needs),
-            ("dsnot", work.method.refine is not None),
-        )
-        if compiled
-    ]
-    return _RUNTIME_BYTES + _TEXT_BYTES * work.reads_text + sum(compiler)
+    has = {
+        "prune": True,
+        "search": bool(work.steps),
+        "hessian": "hessian" in work.method.needs,
+        "dsnot": work.method.refine is not None,
+    }
+    compiler = sum(size for kind, size in _COMPILER_BYTES.items() if has[kind])
+    return _RUNTIME_BYTES + _TEXT_BYTES * work.reads_text + compiler
 
 
 def checkpoint_dtype(name: str) -> str:

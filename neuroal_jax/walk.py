@@ -28,7 +28,9 @@ Done = Callable[[int], object]  # told how many units of work are done
 
 # Tokens in one compiled call. Fixed, so that results do not depend on how much memory a machine has.
 _BATCH_TOKENS = 16384
-_RETURN_SECONDS = 2  # between two returns of freed memory to the system: some 0.05 s are lost each time
+# At least so long between two returns of freed memory to the system, as to have its pages again takes some 0.05 s. With
+# none at all the peak would grow: the next block's arrays, and what compiling leaves, come before it is used again.
+_RETURN_SECONDS = 2
 
 
 def batch_size(seqlen: int, sequences: int) -> int:
@@ -312,11 +314,8 @@ class Walk:
                 weights = ahead.pop().result()
                 if block + 1 < self.checkpoint.num_blocks:
                     ahead.append(reader.submit(read, block + 1))
-                traced = block_ops.trace_counts.total()
                 yield block, weights
-                # What compiling took is not needed again; else rarely, as to have the pages again takes time.
-                compiled, rested = block_ops.trace_counts.total() > traced, time.monotonic() - returned
-                if compiled or rested > _RETURN_SECONDS or block + 1 == self.checkpoint.num_blocks:
+                if time.monotonic() - returned > _RETURN_SECONDS:
                     return_freed()
                     returned = time.monotonic()
 
