@@ -23,7 +23,7 @@ lint: $(DEV)/installed
 	.ci/audit $(DEV)/bin
 
 fuzz: $(DEV)/installed
-	NEUROAL_FUZZ=20000 HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest tests/test_fuzz.py
+	NEUROAL_FUZZ=20000 HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest tests/files/test_fuzz.py
 
 bench: $(DEV)/installed
 	$(DEV)/bin/python -m benchmarks.selection

@@ -10,7 +10,7 @@ import numpy as np
 
 from neuroal_jax import load_model
 from tests.conftest import save_random_model
-from tests.test_families import VARIANTS, torch_states
+from tests.models.test_families import VARIANTS, torch_states
 
 
 def main() -> None:

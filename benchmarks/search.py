@@ -21,17 +21,17 @@ from safetensors.numpy import save_file
 
 import neuroal_jax
 from eval.cost import peak
-from neuroal_jax import block_ops
-from neuroal_jax.allocation.neuroal import block_step
-from neuroal_jax.block_ops import Method, Weights
-from neuroal_jax.budget import count
-from neuroal_jax.checkpoint import Checkpoint, open_checkpoint
-from neuroal_jax.memory import freed_memory_kept, return_freed
+from neuroal_jax.checkpoint.opened import Checkpoint, open_checkpoint
+from neuroal_jax.machine.memory import freed_memory_kept, return_freed
+from neuroal_jax.masks.budget import count
 from neuroal_jax.models import family_of
 from neuroal_jax.models.causal_lm import abstract_params
 from neuroal_jax.models.family import expand
-from neuroal_jax.plan import Workload, make_plan
-from neuroal_jax.walk import Walk
+from neuroal_jax.run.plan import Workload, make_plan
+from neuroal_jax.search import block_step
+from neuroal_jax.walk import programs
+from neuroal_jax.walk.blocks import Walk
+from neuroal_jax.walk.programs import Method, Weights
 
 
 def shape(hidden: int, mlp: int, blocks: int, heads: int, kv_heads: int, vocab: int = 2048) -> dict[str, int]:
@@ -127,15 +127,15 @@ def parts(checkpoint: Checkpoint, dtype: str, windows: np.ndarray, batch: int) -
     quotas = jax.tree.map(lambda leaf: np.stack([leaf] * batch), quotas)
 
     def dense(hidden: jax.Array) -> Any:
-        return block_ops.collect(block_ops._forward(walk.spec, weights, hidden)[1], {"squares"})
+        return programs.collect(programs._forward(walk.spec, weights, hidden)[1], {"squares"})
 
     def select(statistics: Any, quotas: Any) -> Any:
-        return block_ops._prune(walk.spec, weights, statistics, quotas).masks
+        return programs._prune(walk.spec, weights, statistics, quotas).masks
 
     def pruned(hidden: jax.Array, masks: Any) -> Any:
         kept = {name: jnp.where(mask, weights.linears[name], 0) for name, mask in masks.items()}
-        hidden, inputs = block_ops._forward(walk.spec, Weights(kept, weights.rest), hidden)
-        return hidden, block_ops.collect(inputs, {"squares"})
+        hidden, inputs = programs._forward(walk.spec, Weights(kept, weights.rest), hidden)
+        return hidden, programs.collect(inputs, {"squares"})
 
     dense, select, pruned = (jax.jit(jax.vmap(function)) for function in (dense, select, pruned))
     statistics = dense(together)

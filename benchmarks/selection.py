@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from neuroal_jax.selection import Quota, select_smallest
+from neuroal_jax.numerics.selection import Quota, select_smallest
 
 
 def seconds(function: Callable[..., jax.Array], *args: Any, repeats: int = 5) -> float:

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuroal_jax.cli import Parser
-from neuroal_jax.config import refuse_same_directory
-from neuroal_jax.output import staged, write_json
-from neuroal_jax.program import run_program
+from neuroal_jax.command.config import refuse_same_directory
+from neuroal_jax.command.parser import Parser
+from neuroal_jax.command.program import run_program
+from neuroal_jax.files.writing import staged, write_json
 
 
 def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
@@ -30,10 +30,10 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
     import orbax.checkpoint as ocp
     from flax.traverse_util import unflatten_dict
 
-    from neuroal_jax.checkpoint import open_checkpoint
+    from neuroal_jax.checkpoint.opened import open_checkpoint
+    from neuroal_jax.checkpoint.orbax import PARAMS, file_digests
+    from neuroal_jax.checkpoint.safetensors import DIGESTS, copy_side_files
     from neuroal_jax.finetune import flax_params
-    from neuroal_jax.orbax_source import PARAMS, file_digests
-    from neuroal_jax.tensors import DIGESTS, copy_side_files
 
     refuse_same_directory({"--model": model, "--out": str(out)})
     checkpoint = open_checkpoint(model)

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuroal_jax.cli import Parser
-from neuroal_jax.config import refuse_same_directory
+from neuroal_jax.checkpoint.locate import locate
+from neuroal_jax.checkpoint.safetensors import SafetensorsSource, copy_edited, copy_side_files
+from neuroal_jax.command.config import refuse_same_directory
+from neuroal_jax.command.parser import Parser
+from neuroal_jax.command.program import run_program
 from neuroal_jax.errors import UserError, shorten
-from neuroal_jax.files import check_steady
-from neuroal_jax.locate import locate
-from neuroal_jax.masks import PackedMasks, check_pruned, masks_of, pruned_problem, read_masks
-from neuroal_jax.output import staged
-from neuroal_jax.program import run_program
-from neuroal_jax.tensors import SafetensorsSource, copy_edited, copy_side_files
+from neuroal_jax.files.reading import check_steady
+from neuroal_jax.files.writing import staged
+from neuroal_jax.masks.file import PackedMasks, check_pruned, masks_of, pruned_problem, read_masks
 
 if TYPE_CHECKING:
     import torch

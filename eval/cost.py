@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from neuroal_jax.config import PruneConfig
-from neuroal_jax.data import default_seqlen
+from neuroal_jax.command.config import PruneConfig
+from neuroal_jax.data.windows import default_seqlen
 
 # The paper's models: hidden width, width of keys and values, MLP width, its matrices, blocks.
 PAPER_MODELS = {
@@ -46,8 +46,8 @@ class Cost:
 
 def prunable_weights(model: str) -> tuple[int, float] | None:
     """Prunable weights of a model and bytes of its checkpoint, if it lies here or is one of the paper's; else None."""
-    from neuroal_jax import budget
-    from neuroal_jax.checkpoint import open_checkpoint
+    from neuroal_jax.checkpoint.opened import open_checkpoint
+    from neuroal_jax.masks import budget
 
     if model == "demo" or os.path.isdir(model):
         checkpoint = open_checkpoint(model)
@@ -62,7 +62,7 @@ def prunable_weights(model: str) -> tuple[int, float] | None:
 
 def of_run(config: PruneConfig, weights: int, size: float) -> Cost:
     """Of allocation, pruning and perplexities; `weights` and `size` as `prunable_weights` gives them."""
-    from neuroal_jax.allocation.neuroal.search import lambdas_for
+    from neuroal_jax.search.search import lambdas_for
 
     seqlen = config.seqlen or default_seqlen(config.model)
     calibration, search = config.nsamples * seqlen, config.search_samples * seqlen

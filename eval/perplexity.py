@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from neuroal_jax.cli import Parser
-from neuroal_jax.config import HUB_TEXTS, sources
+from neuroal_jax.command.config import HUB_TEXTS, sources
+from neuroal_jax.command.parser import Parser
+from neuroal_jax.command.program import run_program
 from neuroal_jax.errors import UserError
-from neuroal_jax.program import run_program
 
 FORMAT = "neuroal-perplexity-1"
 Perplexity = Callable[[np.ndarray], float]  # of windows: token ids [n, seqlen]
@@ -38,10 +38,10 @@ def in_jax(model: str, dtype: str, masks: Path | None) -> Perplexity:
     Raises:
         UserError: If the masks are of another model, or do not hold their result alone (SparseGPT).
     """
-    from neuroal_jax.block_ops import Method
-    from neuroal_jax.checkpoint import open_checkpoint
-    from neuroal_jax.masks import masks_of
-    from neuroal_jax.walk import BlockResult, Walk, batch_size
+    from neuroal_jax.checkpoint.opened import open_checkpoint
+    from neuroal_jax.masks.file import masks_of
+    from neuroal_jax.walk.blocks import BlockResult, Walk, batch_size
+    from neuroal_jax.walk.programs import Method
 
     checkpoint = open_checkpoint(model)
     results = None
@@ -63,7 +63,7 @@ def in_torch(model: str, dtype: str, masks: Path | None) -> Perplexity:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from neuroal_jax.walk import batch_size
+    from neuroal_jax.walk.blocks import batch_size
 
     loaded = load_in_torch(model, dtype, masks)
 
@@ -94,9 +94,9 @@ def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from neuroal_jax.locate import locate
-    from neuroal_jax.masks import masks_of
-    from neuroal_jax.tensors import SafetensorsSource
+    from neuroal_jax.checkpoint.locate import locate
+    from neuroal_jax.checkpoint.safetensors import SafetensorsSource
+    from neuroal_jax.masks.file import masks_of
 
     logging.disable_progress_bar()
     path = locate(model)
@@ -141,10 +141,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: If the model, the masks or a text cannot be used, or `--out` not be written.
     """
-    from neuroal_jax.checkpoint import open_checkpoint
-    from neuroal_jax.data import read_evaluations, reader_for
-    from neuroal_jax.manifest import describe_windows, versions
-    from neuroal_jax.output import check_new_file, publish_json
+    from neuroal_jax.checkpoint.opened import open_checkpoint
+    from neuroal_jax.data.windows import read_evaluations, reader_for
+    from neuroal_jax.files.writing import check_new_file, publish_json
+    from neuroal_jax.run.manifest import describe_windows, versions
 
     if options.out is not None:
         check_new_file(options.out, overwrite=options.overwrite)

@@ -23,13 +23,13 @@ from typing import Any
 
 import yaml
 
-from neuroal_jax.cli import Parser, add_options, read_yaml
-from neuroal_jax.config import HUB_TEXTS, PRUNERS, REFINEMENTS, PruneConfig, flag
+from neuroal_jax.command.config import HUB_TEXTS, PRUNERS, REFINEMENTS, PruneConfig, flag
+from neuroal_jax.command.parser import Parser, add_options, read_yaml
+from neuroal_jax.command.program import run_program
 from neuroal_jax.errors import IllegalCombination, UserError, shorten
-from neuroal_jax.files import read_json
-from neuroal_jax.output import replace_text
-from neuroal_jax.program import run_program
-from neuroal_jax.report import REPORT, sweep_report
+from neuroal_jax.files.reading import read_json
+from neuroal_jax.files.writing import replace_text
+from neuroal_jax.report.page import REPORT, sweep_report
 
 from . import cost
 from .cost import PAPER_MODELS

@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager
 from pyarrow import parquet
 
 from neuroal_jax.errors import UserError
-from neuroal_jax.files import allowed_size, open_text, parse_json
+from neuroal_jax.files.reading import allowed_size, open_text, parse_json
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 Row = dict[str, Any]

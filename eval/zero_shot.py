@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuroal_jax import __version__
-from neuroal_jax.cli import Parser
+from neuroal_jax.checkpoint.locate import locate
+from neuroal_jax.checkpoint.safetensors import SafetensorsSource
+from neuroal_jax.command.parser import Parser
+from neuroal_jax.command.program import run_program
 from neuroal_jax.errors import UserError
-from neuroal_jax.locate import locate
-from neuroal_jax.masks import masks_of
-from neuroal_jax.output import check_new_file, publish_json
-from neuroal_jax.program import run_program
-from neuroal_jax.tensors import SafetensorsSource
+from neuroal_jax.files.writing import check_new_file, publish_json
+from neuroal_jax.masks.file import masks_of
 
 if TYPE_CHECKING:
     from .harness import CheckedLM

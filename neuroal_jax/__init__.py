@@ -12,10 +12,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "PruneConfig": "neuroal_jax.config",
-    "PruneResult": "neuroal_jax.pipeline",
+    "PruneConfig": "neuroal_jax.command.config",
+    "PruneResult": "neuroal_jax.run.pipeline",
     "UserError": "neuroal_jax.errors",
-    "load_masks": "neuroal_jax.masks",
+    "load_masks": "neuroal_jax.masks.file",
     "keep_pruned": "neuroal_jax.finetune",
     "mask_tree": "neuroal_jax.finetune",
     "load_model": "neuroal_jax.finetune",

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from neuroal_jax.checkpoint import Checkpoint, open_checkpoint
+from neuroal_jax.checkpoint.opened import Checkpoint, open_checkpoint
 from neuroal_jax.errors import UserError
 from neuroal_jax.models.causal_lm import CausalLM
 from neuroal_jax.models.family import expand

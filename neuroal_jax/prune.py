@@ -10,13 +10,13 @@ import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from neuroal_jax.cli import parse_arguments
-from neuroal_jax.config import PruneConfig
-from neuroal_jax.interrupts import INTERRUPTED
-from neuroal_jax.program import Messages, run_program
+from neuroal_jax.command.config import PruneConfig
+from neuroal_jax.command.parser import parse_arguments
+from neuroal_jax.command.program import Messages, run_program
+from neuroal_jax.machine.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
-    from neuroal_jax.pipeline import PruneResult
+    from neuroal_jax.run.pipeline import PruneResult
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         config = parse_arguments(arguments)
-        from neuroal_jax import compilation, pipeline
+        from neuroal_jax.machine import compilation
+        from neuroal_jax.run import pipeline
 
         compilation.use_cache(config.compilation_cache)
         pipeline.prune(config)
@@ -38,8 +39,8 @@ class _CallableModule(types.ModuleType):
     """Lets `neuroal_jax.prune` be both this module, for `python -m`, and the function of that name."""
 
     def __call__(self, config: PruneConfig) -> "PruneResult":
-        """Prunes a model; see `neuroal_jax.pipeline.prune`."""
-        from neuroal_jax import pipeline
+        """Prunes a model; see `neuroal_jax.run.pipeline.prune`."""
+        from neuroal_jax.run import pipeline
 
         return pipeline.prune(config)
 

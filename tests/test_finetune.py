@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from neuroal_jax import PruneConfig, UserError, keep_pruned, load_masks, load_model, mask_tree, prune
-from neuroal_jax.checkpoint import open_checkpoint
+from neuroal_jax.checkpoint.opened import open_checkpoint
 
 
 @pytest.fixture(scope="module")

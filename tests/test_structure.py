@@ -54,7 +54,7 @@ def test_prune_is_a_module_and_a_function():
 
 
 def test_pruners_and_families_are_one_file_and_one_registry_line():
-    from neuroal_jax.config import PRUNERS as CHOICES
+    from neuroal_jax.command.config import PRUNERS as CHOICES
     from neuroal_jax.models import FAMILIES
     from neuroal_jax.pruners import PRUNERS
 
@@ -76,7 +76,7 @@ def test_the_wheel_holds_one_package(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"neuroal_jax"}
-    for name in ("convert/masks_to_torch.py", "eval/perplexity.py", "prune.py", "py.typed", "report_assets/page.html"):
+    for name in ("convert/masks_to_torch.py", "eval/perplexity.py", "prune.py", "py.typed", "report/assets/page.html"):
         assert f"neuroal_jax/{name}" in names
     for name in ("model.safetensors", "config.json", "tokenizer.json", "calibration.jsonl", "evaluation.txt"):
         assert f"neuroal_jax/demo/{name}" in names

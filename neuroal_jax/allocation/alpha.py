@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from neuroal_jax.allocation import Allocation, by_block
+from neuroal_jax.allocation.allocation import Allocation, by_block
 from neuroal_jax.allocation.spread import HIGHEST, LOWEST
 
 _BINS = 100

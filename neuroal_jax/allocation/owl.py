@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from neuroal_jax.allocation import Allocation, by_block
+from neuroal_jax.allocation.allocation import Allocation, by_block
 from neuroal_jax.allocation.spread import guarded, spread
 
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from neuroal_jax.numerics.selection import Quota, select_smallest
+from neuroal_jax.numerics.statistics import Statistics, norms
 from neuroal_jax.pruners import magnitude, multiflow, sparsegpt, wanda
-from neuroal_jax.selection import Quota, select_smallest
-from neuroal_jax.statistics import Statistics, norms
 
 Scores = Callable[[Float[Array, "out in"], Float[Array, "in"]], Float[Array, "out in"]]
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from neuroal_jax.selection import Quota, select_smallest
+from neuroal_jax.numerics.selection import Quota, select_smallest
 
 DAMPING = (0.01, 0.1, 1.0)  # tried in this order, as shares of the Hessian's mean diagonal
 _HIGHEST = jax.lax.Precision.HIGHEST

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from neuroal_jax.numerics.statistics import Statistics, norms, running_mean
 from neuroal_jax.pruners import wanda
-from neuroal_jax.statistics import Statistics, norms, running_mean
 
 NEEDS = frozenset({"squares", "sums", "variances"})
 

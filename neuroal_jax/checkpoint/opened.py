@@ -1,0 +1,210 @@
+"""A model on disk, opened: its family and config, every tensor checked against the family's table, read on demand."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuroal_jax.checkpoint.locate import locate
+from neuroal_jax.checkpoint.orbax import OrbaxSource, is_orbax
+from neuroal_jax.checkpoint.safetensors import (
+    FLOAT_DTYPES,
+    Edit,
+    SafetensorsSource,
+    TensorSource,
+    combine,
+    copy_edited,
+    copy_side_files,
+    digests,
+    is_finite,
+    write_checkpoint,
+)
+from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.files.reading import SteadyFile, check_steady, parse_json, read_bounded
+from neuroal_jax.models import family_of
+from neuroal_jax.models.causal_lm import abstract_params
+from neuroal_jax.models.family import Family, ParamRule, expand
+
+_CONFIG_BYTES = 2**24  # far more than any config.json has
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    """One block's parameters: linears as `W[out, in]`, everything else by its Flax path inside the block."""
+
+    linears: dict[str, np.ndarray]
+    rest: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """config.json: its content, the SHA-256 of its bytes, and the file, which has to stay."""
+
+    content: Mapping[str, Any]
+    sha256: str
+    file: SteadyFile
+
+
+@dataclass
+class Checkpoint:
+    """An opened checkpoint. `open_checkpoint` makes one; opening reads headers only."""
+
+    path: Path
+    config_file: "ConfigFile"
+    family: Family
+    config: Any
+    source: TensorSource
+    rules: tuple[ParamRule, ...]
+    _seen_finite: set[str] = field(default_factory=set)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of decoder blocks."""
+        return self.config.num_hidden_layers
+
+    @property
+    def dtype(self) -> str:
+        """The stored dtype of the first linear, under NumPy's name."""
+        return FLOAT_DTYPES[self.source.infos[self.linear_name(0, self.family.linears[0].name)].dtype].name
+
+    def linear_name(self, block: int, linear: str) -> str:
+        """The Hugging Face name of a linear's weight."""
+        return self.family.tensor_name(self.config, block, linear)
+
+    def prunable(self) -> dict[str, tuple[int, str]]:
+        """Block number and linear of every prunable tensor, by Hugging Face name, in walking order."""
+        return {
+            self.linear_name(block, linear.name): (block, linear.name)
+            for block in range(self.num_blocks)
+            for linear in self.family.linears
+        }
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """`(out, in)` of each linear of a block (the same in every block)."""
+        infos = self.source.infos
+        shapes = {linear.name: infos[self.linear_name(0, linear.name)].shape for linear in self.family.linears}
+        return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor by Hugging Face name, checked for NaN and infinity the first time.
+
+        Raises:
+            UserError: If an element is NaN or infinite.
+        """
+        array = self.source.read(name)
+        if name not in self._seen_finite:
+            if not is_finite(array):
+                raise UserError(f"tensor {name} of {self.path} holds NaN or infinity: the checkpoint is damaged")
+            self._seen_finite.add(name)
+        return array
+
+    def read_part(self, prefix: str) -> dict[str, np.ndarray]:
+        """The parameters of `stem` or `head` by their Flax path inside it, in Flax orientation."""
+        found = {}
+        for rule in self.rules:
+            if rule.flax.startswith(f"{prefix}."):
+                array = self.read(rule.hf)
+                found[rule.flax.removeprefix(f"{prefix}.")] = array.T if rule.transpose else array
+        return found
+
+    def read_block(self, block: int) -> BlockWeights:
+        """One block's parameters; the linears keep Hugging Face's orientation."""
+        names = {f"{linear.name}.kernel": linear.name for linear in self.family.linears}
+        linears, rest = {}, dict(self.family.block_constants(self.config, block))
+        for rule in self.rules:
+            if rule.flax.startswith("blocks.{block}."):
+                path = rule.flax.removeprefix("blocks.{block}.")
+                array = self.read(rule.hf.format(block=block))
+                if path in names:
+                    linears[names[path]] = array
+                else:
+                    rest[path] = array.T if rule.transpose else array
+        return BlockWeights(linears, rest)
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of all mapped tensors (`model`) and of the prunable ones, which masks are tied to (`prunable`).
+
+        Reads, and so checks, every tensor, those too that a run may never need.
+        """
+        found = digests(sorted(expand(self.rules, self.num_blocks)), self.read)
+        prunable = self.prunable()
+        return {
+            "model": combine(found),
+            "prunable": combine({name: digest for name, digest in found.items() if name in prunable}),
+        }
+
+    def check_unchanged(self) -> None:
+        """Raises UserError if config.json or a file of weights is not what it was when it was opened."""
+        check_steady([self.config_file.file, *self.source.steady])
+
+    def save_edited(self, directory: Path, edit: Edit) -> None:
+        """Writes a Hugging Face checkpoint whose prunable tensors went through `edit`, with config and tokenizer.
+
+        From safetensors, everything else is copied byte for byte; from Orbax, files are written anew.
+        """
+        if isinstance(self.source, SafetensorsSource):
+            copy_edited(self.source, directory, self.prunable(), edit)
+        else:
+            write_checkpoint(self.source, directory, self.prunable(), edit)
+        copy_side_files(self.path, directory)
+        self.check_unchanged()
+
+
+def open_checkpoint(model: str) -> Checkpoint:
+    """Opens a directory (Hugging Face or Orbax), the embedded `demo`, or a model id on the Hugging Face Hub.
+
+    Raises:
+        UserError: If there is no such model, or it is one that cannot be read without guessing: unknown
+            architecture or config attribute, missing, extra or misshapen tensors, pickled weights.
+    """
+    path = locate(model)
+    config_file = read_config(path)
+    family = family_of(config_file.content)
+    config = family.parse_config(config_file.content)
+    rules = family.rules(config)
+    source: TensorSource = OrbaxSource(path, rules, config) if is_orbax(path) else SafetensorsSource(path)
+    _check_tensors(path, family, config, source)
+    return Checkpoint(path, config_file, family, config, source, rules)
+
+
+def read_config(path: Path) -> ConfigFile:
+    """config.json of a checkpoint directory."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path} has no config.json: expected a Hugging Face checkpoint directory")
+    steady = SteadyFile.at(file)
+    try:
+        content = read_bounded(file, _CONFIG_BYTES)
+        config = parse_json(content.decode())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} holds a {type(config).__name__}, expected an object")
+    return ConfigFile(config, hashlib.sha256(content).hexdigest(), steady)
+
+
+def _check_tensors(path: Path, family: Family, config: Any, source: TensorSource) -> None:
+    """Raises UserError listing every tensor that is missing, extra, misshapen or of an unsupported dtype."""
+    try:
+        shapes = abstract_params(family, config)
+    except Exception as error:  # JAX raises several kinds for sizes beyond its own
+        raise UserError(f"{path}: no model has the sizes that its config.json gives ({error})") from error
+    expected = expand(family.rules(config), config.num_hidden_layers)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    problems = []
+    for name, (rule, _) in expected.items():
+        info = source.infos.get(name)
+        shape = shapes[rule.flax].shape[::-1] if rule.transpose else shapes[rule.flax].shape
+        if info is None:
+            problems.append(f"{name} is missing")
+        elif info.shape != shape:
+            problems.append(f"{name} has shape {list(info.shape)}, expected {list(shape)}")
+        elif info.dtype not in FLOAT_DTYPES:
+            problems.append(f"{name} has dtype {info.dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
+    extra = [name for name in source.infos if name not in expected and name not in tied and not family.ignores(name)]
+    problems += [f"{name} is not a tensor of a {family.name} model" for name in sorted(extra)]
+    if problems:
+        raise UserError(f"{path} does not match its config.json: {shorten(problems)}")

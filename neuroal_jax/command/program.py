@@ -1,0 +1,53 @@
+"""How every program ends: its exit code and, if something is wrong, one line on stderr. Imports no JAX."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from neuroal_jax.errors import UserError
+from neuroal_jax.machine.interrupts import INTERRUPTED, termination_interrupts
+from neuroal_jax.machine.memory import exhaustion_explained
+
+USER_ERROR = 2
+CLOSED_PIPE = 141  # as of a process that SIGPIPE ended
+
+
+def run_program(work: Callable[[], object], interrupted: str = "interrupted: nothing was written") -> int:
+    """Runs a program's work.
+
+    Args:
+        work: What the program does; messages go to stdout.
+        interrupted: What to say after an interrupt that does not say it itself.
+
+    Returns:
+        The exit code: 0 done, 2 user error, 130 interrupted, 141 nobody reads the output any more.
+    """
+    try:
+        with termination_interrupts(), exhaustion_explained("use a smaller model or text, or give it more memory"):
+            work()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        return CLOSED_PIPE
+    except (UserError, OSError) as error:  # the latter: a full disk, a file that vanished
+        print(f"error: {UserError(str(error))}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted: {interrupt}" if str(interrupt) else interrupted, file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+class Messages(logging.StreamHandler):
+    """Log messages on stdout, as plain lines; what goes wrong in writing them ends the program, logging would go on."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+        self.setFormatter(logging.Formatter("%(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lets the exception through; called while it is handled."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise UserError(f"stdout cannot be written ({error.strerror})") from error
+        raise

@@ -1,0 +1,1 @@
+"""Reading files that someone else wrote, and writing whole files or none."""

@@ -1,0 +1,1 @@
+"""Memory, interrupts and compiled programs of the machine that a run is on."""

@@ -1,0 +1,213 @@
+"""The mask file: which weights are kept, by Hugging Face name, in torch orientation, one bit a weight. Imports no JAX.
+
+A safetensors file of uint8 tensors `[out, ceil(in / 8)]`: bits packed along the input axis as `numpy.packbits` does,
+1 = kept.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from neuroal_jax.checkpoint.safetensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests, read_header
+from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.files.reading import parse_json
+
+FORMAT = "neuroal-masks-1"
+_ENTRY = "neuroal"
+
+
+@dataclass(frozen=True)
+class PackedMasks:
+    """Packed masks and what they belong to.
+
+    Attributes:
+        packed: uint8 `[out, ceil(in / 8)]` by Hugging Face name.
+        widths: Number of inputs of each linear.
+        kept_zeros: Number of kept weights that are zero anyway, where there are any: because they were in the source,
+            or because an update rounded them to zero.
+        source: SHA-256 of the source's prunable weights.
+        metadata: Everything else that the file records, as text.
+    """
+
+    packed: Mapping[str, np.ndarray]
+    widths: Mapping[str, int]
+    kept_zeros: Mapping[str, int]
+    source: str
+    metadata: Mapping[str, str]
+
+    @property
+    def updated_weights(self) -> bool:
+        """Whether the pruner changed kept weights too, so that masks alone do not hold its result."""
+        return self.metadata.get("weights") == "updated"
+
+    def mask(self, name: str) -> np.ndarray:
+        """One mask, bool `[out, in]`, True = kept."""
+        return np.unpackbits(self.packed[name], axis=1, count=self.widths[name]).astype(bool)
+
+    def zeros(self) -> int:
+        """Number of pruned weights."""
+        return sum(self.packed[name].shape[0] * width for name, width in self.widths.items()) - sum(
+            int(np.bitwise_count(packed).sum()) for packed in self.packed.values()
+        )
+
+    def prune(self, name: str, weight: np.ndarray) -> np.ndarray:
+        """A copy of a weight `[out, in]` with zeros where the mask prunes, in its own dtype."""
+        pruned = np.array(weight)
+        pruned[~self.mask(name)] = 0
+        return pruned
+
+
+def save_masks(path: Path, masks: PackedMasks) -> None:
+    """Writes a mask file."""
+    header = {
+        "format": FORMAT,
+        "source": masks.source,
+        "widths": dict(masks.widths),
+        "kept_zeros": dict(masks.kept_zeros),
+        "run": dict(masks.metadata),
+    }
+    # One entry only: the library writes several in a different order each time, and equal masks shall be equal files.
+    metadata = {_ENTRY: json.dumps(header, sort_keys=True)}
+    save_file({name: np.ascontiguousarray(packed) for name, packed in masks.packed.items()}, path, metadata=metadata)
+
+
+def read_masks(path: Path) -> PackedMasks:
+    """Reads a mask file.
+
+    Raises:
+        UserError: If the file is not a complete, consistent mask file.
+    """
+    try:
+        read_header(path)  # stricter than the library about names
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (UserError, OSError, SafetensorError, AttributeError, TypeError) as error:  # the last two: odd dtypes
+        raise UserError(f"{path} is not a readable mask file ({error})") from error
+    header = _read_header(path, metadata)
+    widths = _read_counts(path, header, "widths")
+    kept_zeros = _read_counts(path, header, "kept_zeros")
+    if set(widths) != set(packed) or not set(kept_zeros) <= set(packed):
+        raise UserError(f"{path}: its widths and its tensors are of different names: the file is damaged")
+    if not packed:
+        raise UserError(f"{path} holds no masks")
+    for name, bits in packed.items():
+        expected = -(-widths[name] // 8)
+        if bits.dtype != np.uint8 or bits.ndim != 2 or bits.shape[1] != expected:
+            raise UserError(
+                f"{path}: {name} is {bits.dtype} {list(bits.shape)}, expected uint8 [out, {expected}] "
+                f"for {widths[name]} inputs"
+            )
+        if widths[name] % 8 and (bits[:, -1] & (0xFF >> widths[name] % 8)).any():
+            raise UserError(f"{path}: {name} has bits set beyond its {widths[name]} inputs: the file is damaged")
+    run = header.get("run")
+    if not isinstance(run, dict):
+        raise UserError(f"{path}: 'run' of its metadata is missing or damaged")
+    return PackedMasks(packed, widths, kept_zeros, str(header.get("source")), run)
+
+
+def masks_of(path: Path, source: TensorSource, model: str) -> PackedMasks:
+    """Reads the masks that turn the weights of `source` into the pruned ones.
+
+    Raises:
+        UserError: If the file is no mask file, its masks were computed from other weights, or kept weights changed too.
+    """
+    masks = read_masks(path)
+    if masks.updated_weights:
+        raise UserError(
+            f"{path} alone does not hold the result, SparseGPT changed the kept weights too: use the model that "
+            "the run saved (--save-model; by default the directory 'model' beside the masks)"
+        )
+    check_source(masks, source, model)
+    return masks
+
+
+def load_masks(path: str | Path) -> dict[str, np.ndarray]:
+    """All masks of a file: bool `[out, in]`, True = kept, by Hugging Face name.
+
+    Raises:
+        UserError: If the file is not a complete, consistent mask file.
+    """
+    masks = read_masks(Path(path))
+    return {name: masks.mask(name) for name in masks.packed}
+
+
+def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        header = parse_json(metadata.get(_ENTRY, "{}"))
+    except ValueError as error:
+        raise UserError(f"{path}: its metadata is damaged ({error})") from error
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path}: format is {found!r}, expected {FORMAT!r}: not a mask file")
+    return header
+
+
+def _read_counts(path: Path, header: Mapping[str, Any], key: str) -> dict[str, int]:
+    counts = header.get(key)
+    if not isinstance(counts, dict) or not all(type(n) is int and 0 <= n < 2**40 for n in counts.values()):
+        raise UserError(f"{path}: '{key}' of its metadata is missing or damaged")
+    return counts
+
+
+def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -> None:
+    """Raises UserError unless every mask has a tensor of its shape."""
+    problems = []
+    for name, packed in masks.packed.items():
+        shape = (packed.shape[0], masks.widths[name])
+        if name not in infos:
+            problems.append(f"{name} is not in the model")
+        elif infos[name].shape != shape:
+            problems.append(f"{name} has shape {list(infos[name].shape)}, the mask {list(shape)}")
+        elif infos[name].dtype not in FLOAT_DTYPES:
+            problems.append(f"{name} has dtype {infos[name].dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
+    if problems:
+        raise UserError(f"the masks are of another model than {model}: {shorten(problems)}")
+
+
+def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
+    """Raises UserError unless `source` holds the very weights that the masks were computed from."""
+    check_fit(masks, source.infos, model)
+    if combine(digests(masks.packed, source.read)) != masks.source:
+        raise UserError(
+            f"{model} has other weights than the masks were computed from "
+            f"(expected prunable SHA-256 {masks.source[:16]}...): use the checkpoint that was pruned"
+        )
+
+
+def check_pruned(masks: PackedMasks, source: TensorSource, model: str) -> None:
+    """Raises UserError unless the zeros of `source` are exactly what the masks prune.
+
+    Kept weights that are zero anyway are counted in the file and stay allowed, by number.
+    """
+    check_fit(masks, source.infos, model)
+    problems = []
+    for name in masks.packed:
+        problem = pruned_problem(masks.mask(name), source.read(name) == 0, masks.kept_zeros.get(name, 0))
+        if problem:
+            problems.append(f"{name} {problem}")
+    if problems:
+        raise UserError(f"{model} is not what the masks describe: {shorten(problems)}")
+
+
+def pruned_problem(mask: np.ndarray, zero: np.ndarray, kept_zeros: int) -> str | None:
+    """What is wrong with a weight's zeros, given its mask; None if they match.
+
+    Args:
+        mask: bool `[out, in]`, True = kept.
+        zero: bool `[out, in]`, True where the weight is zero.
+        kept_zeros: Number of kept weights that are zero anyway.
+    """
+    alive = int(np.count_nonzero(~mask & ~zero))
+    if alive:
+        return f"has {alive} nonzero weights that the mask prunes"
+    extra = int(np.count_nonzero(mask & zero))
+    if extra != kept_zeros:
+        return f"has {extra} zeros that the mask keeps, expected {kept_zeros}"
+    return None

@@ -1,0 +1,1 @@
+"""What is computed on one weight or one input; imports nothing of the project."""

@@ -1,0 +1,97 @@
+"""What a run says to the person who started it."""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuroal_jax.allocation.allocation import Allocation
+from neuroal_jax.checkpoint.opened import Checkpoint
+from neuroal_jax.data.windows import Windows
+from neuroal_jax.masks.budget import Shapes
+from neuroal_jax.pruners import sparsegpt
+from neuroal_jax.run.plan import Plan
+from neuroal_jax.search.search import Found
+from neuroal_jax.walk.blocks import BlockResult
+
+log = logging.getLogger("neuroal_jax")
+
+
+def print_perplexity(state: str, value: float, windows: Windows) -> None:
+    """One line: `dense token_ppl@2048 (wikitext2, 166 windows): 5.47`."""
+    count, seqlen = windows.ids.shape
+    log.info("%s token_ppl@%d (%s, %d windows): %.4f", state, seqlen, windows.origin, count, value)
+
+
+def print_lambdas(found: Found) -> None:
+    """The chosen lambda of each step, with its score and the range of all candidates' scores."""
+    steps = (("block", found.lambda_block, found.scores_block), ("row", found.lambda_row, found.scores_row))
+    for step, chosen, scores in steps:
+        if chosen is not None:
+            log.info(
+                "%s step: lambda %g (alignment score %.6g; %d candidates, worst %.6g)",
+                step,
+                chosen,
+                min(scores),
+                len(scores),
+                max(scores),
+            )
+
+
+def print_damping(blocks: list[BlockResult]) -> None:
+    """How many Hessians took more than the first damping."""
+    dampings = [damping for block in blocks for damping in block.damping.values()]
+    raised = sum(damping > sparsegpt.DAMPING[0] for damping in dampings)
+    if raised:
+        log.info(
+            "%d of %d linears took more than the damping %g: see 'damping' in the manifest",
+            raised,
+            len(dampings),
+            sparsegpt.DAMPING[0],
+        )
+
+
+def print_blocks(allocation: Allocation, zeros: list[int], shapes: Shapes) -> None:
+    """A table: sparsity asked of and achieved by every block."""
+    log.info("%5s  %9s  %9s", "block", "requested", "achieved")
+    size = sum(math.prod(shape) for shape in shapes.values())
+    for number, (block, pruned) in enumerate(zip(allocation.blocks, zeros, strict=True)):
+        requested = sum(float(np.mean(s)) * math.prod(shapes[linear]) for linear, s in block.items()) / size
+        log.info("%5d  %9.4f  %9.4f", number, requested, pruned / size)
+
+
+def print_result(manifest: Mapping[str, Any], out: Path, saved: str | None) -> None:
+    """The last lines: achieved sparsity, where the outputs are, and what zeros do not do."""
+    sparsity = manifest["sparsity"]
+    log.info(
+        "sparsity: %.6f requested, %.6f achieved (%d zeros of %d prunable weights)",
+        sparsity["requested"],
+        sparsity["achieved"],
+        sparsity["zeros"],
+        sparsity["prunable"],
+    )
+    places = str(out) if saved is None else f"{out}, pruned model in {saved}"
+    log.info("written to %s. Zeros in dense tensors alone make nothing smaller or faster.", places)
+
+
+def print_plan(plan: Plan, checkpoint: Checkpoint, model: str, sparsity: float) -> None:
+    """The plan of a dry run."""
+    log.info("%s: %s, %d blocks, %s", model, checkpoint.family.name, plan.num_blocks, checkpoint.dtype)
+    log.info("%-24s  %8s  %8s  %14s", "linear (in every block)", "out", "in", "weights")
+    for name, (out, width) in plan.linears.items():
+        log.info("%-24s  %8d  %8d  %14d", name, out, width, out * width)
+    log.info("prunable weights: %d, to remove: %d", plan.prunable, round(sparsity * plan.prunable))
+    if plan.candidate_batch:
+        log.info("candidates per batch: %d", plan.candidate_batch)
+    log.info("device memory peak: %s of %s", _gib(plan.device_peak), _gib(plan.device_available))
+    log.info("host memory peak: %s", _gib(plan.host_peak))
+    log.info("bytes to be written: %d (and allocation.json, manifest.json, report.html)", plan.output_bytes)
+    log.info("state for --resume while it runs: %s at most", _gib(plan.state_bytes))
+    log.info("dry run: no weights were read, nothing was written")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,353 @@
+"""Reading checkpoints: every dtype and layout bit for bit, there and back."""
+
+import json
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from neuroal_jax import UserError, load_model
+from neuroal_jax.checkpoint.opened import open_checkpoint
+from neuroal_jax.checkpoint.safetensors import is_finite
+from neuroal_jax.finetune import flax_params
+from neuroal_jax.models.family import expand
+
+
+def bits(array):
+    return np.ascontiguousarray(array).view(np.uint8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"shard": "20KB"}, {"attention_bias": True, "mlp_bias": True}])
+def test_hugging_face_to_flax_and_back_is_bit_exact(make_llama, dtype, options):
+    directory = make_llama(dtype=dtype, **options)
+    checkpoint = open_checkpoint(str(directory))
+    stored = {}
+    for file in directory.glob("*.safetensors"):
+        stored |= load_file(file)
+    assert checkpoint.dtype == dtype
+    assert set(stored) == set(checkpoint.source.infos)
+    model = load_model(str(directory))
+    params = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    for name, (rule, block) in expand(checkpoint.rules, checkpoint.num_blocks).items():
+        np.testing.assert_array_equal(bits(checkpoint.read(name)), bits(stored[name]))
+        back = np.asarray(params[rule.flax.format(block=block)])
+        np.testing.assert_array_equal(bits(back.T if rule.transpose else back), bits(stored[name]))
+
+
+def test_every_tensor_has_one_place_in_the_model(llama):
+    checkpoint = open_checkpoint(str(llama))
+    params = flax_params(checkpoint)
+    assert len(params) == len(checkpoint.source.infos)
+    state = nnx.state(load_model(str(llama)), nnx.Param)
+    assert set(params) == {".".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
+
+
+def test_a_tied_head_is_the_embedding(make_llama):
+    directory = make_llama(tie_word_embeddings=True)
+    model = load_model(str(directory))
+    assert model.head.embedding is model.stem.embedding
+    assert "lm_head.weight" not in open_checkpoint(str(directory)).source.infos
+
+
+def test_a_tied_checkpoint_may_carry_its_head_and_old_ones_their_frequencies(make_llama):
+    directory = make_llama(tie_word_embeddings=True)
+    tensors = load_file(directory / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(str(directory))
+    assert set(checkpoint.hashes()) == {"model", "prunable"}
+
+
+def test_unknown_attributes_that_are_switched_off_pass(make_llama):
+    directory = make_llama()
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "new_feature": None, "other_feature": False}))
+    open_checkpoint(str(directory))
+
+
+def test_hashes_do_not_depend_on_the_files_and_change_with_a_bit(make_llama):
+    single, sharded = open_checkpoint(str(make_llama())), open_checkpoint(str(make_llama(shard="20KB")))
+    assert single.hashes() == sharded.hashes()
+    directory = make_llama()
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, directory / "model.safetensors")
+    changed = open_checkpoint(str(directory)).hashes()
+    assert changed["prunable"] == single.hashes()["prunable"]
+    assert changed["model"] != single.hashes()["model"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_is_finite(dtype, value):
+    import ml_dtypes
+
+    array = np.full(9, 3e4).astype(getattr(ml_dtypes, dtype, dtype))
+    assert is_finite(array)
+    array[4] = value
+    assert not is_finite(array)
+
+
+BAD_INDEX = {
+    "missing shard": (lambda shards: "gone.safetensors", r"names 'gone.safetensors', which is no file"),
+    "outside": (lambda shards: f"../{shards[0]}", "which is no file of"),
+    "absolute": (lambda shards: "/etc/passwd", "which is no file of"),
+    "number": (lambda shards: 3, "is not a valid index"),
+}
+
+
+@pytest.mark.parametrize(("target", "message"), BAD_INDEX.values(), ids=BAD_INDEX.keys())
+def test_bad_indices(make_llama, target, message):
+    directory = make_llama(shard="20KB")
+    path = directory / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.weight"] = target(sorted(set(index["weight_map"].values())))
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(str(directory))
+
+
+def test_a_tensor_in_two_shards_and_one_in_none(make_llama):
+    directory = make_llama(shard="20KB")
+    path = directory / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["ghost"] = next(iter(index["weight_map"].values()))
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match="lists tensor ghost, which no file holds"):
+        open_checkpoint(str(directory))
+    first, second = sorted(directory.glob("model-*.safetensors"))[:2]
+    save_file(load_file(second) | load_file(first), second)
+    with pytest.raises(UserError, match="is in two files"):
+        open_checkpoint(str(directory))
+
+
+def test_a_hub_id_is_downloaded_with_the_hubs_own_client(llama, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda model, **options: asked.append(model) or str(llama)
+    )
+    assert open_checkpoint("owner/name").path == llama
+    assert asked == ["owner/name"]
+
+
+def copied(llama, tmp_path):
+    return shutil.copytree(llama, tmp_path / "model")
+
+
+def edit_config(model, **options):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **options}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_tensor_that_is_not_finite_is_named_when_it_is_read(make_llama, dtype, value):
+    directory = make_llama(dtype=dtype)
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][5, 7] = value
+    save_file(tensors, directory / "model.safetensors")
+    checkpoint = open_checkpoint(str(directory))
+    checkpoint.read("model.layers.0.mlp.up_proj.weight")
+    for read in (lambda: checkpoint.read_block(1), checkpoint.hashes, lambda: load_model(str(directory))):
+        with pytest.raises(
+            UserError, match=r"tensor model\.layers\.1\.mlp\.up_proj\.weight of .* holds NaN or infinity"
+        ):
+            read()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_largest_numbers_are_finite(dtype):
+    import ml_dtypes
+
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    assert is_finite(np.array([ml_dtypes.finfo(kind).max, ml_dtypes.finfo(kind).min, 0], kind))
+
+
+def test_without_tying_the_head_is_needed(llama, tmp_path):
+    model = copied(llama, tmp_path)
+    tensors = load_file(model / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(UserError, match=r"lm_head\.weight is missing"):
+        open_checkpoint(str(model))
+
+
+def test_all_kinds_of_problems_are_reported_together(llama, tmp_path):
+    model = copied(llama, tmp_path)
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    tensors["model.norm.weight"] = np.ones(31, np.float32)
+    tensors["lm_head.weight"] = np.ones((96, 32), np.float64)
+    tensors["model.layers.3.mlp.up_proj.weight"] = np.ones((56, 32), np.float32)
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(UserError) as caught:
+        open_checkpoint(str(model))
+    for problem in (
+        "model.layers.0.mlp.up_proj.weight is missing",
+        "model.norm.weight has shape [31], expected [32]",
+        "lm_head.weight has dtype F64, expected one of F32, F16, BF16",
+        "model.layers.3.mlp.up_proj.weight is not a tensor of a llama model",
+    ):
+        assert problem in str(caught.value)
+
+
+def with_header(text):
+    return lambda content: struct.pack("<Q", len(text)) + text + content[8 + int.from_bytes(content[:8], "little") :]
+
+
+DAMAGE = {
+    "no bytes": lambda content: b"",
+    "seven bytes": lambda content: content[:7],
+    "a header longer than the file": lambda content: struct.pack("<Q", 2**62) + content[8:],
+    "no header": lambda content: struct.pack("<Q", 0) + content[8:],
+    "a header of zeros": with_header(b"\0" * 64),
+    "a header that is a list": with_header(b"[]"),
+    "a header that is null": with_header(b"null"),
+    "an entry without a shape": with_header(b'{"a":{"dtype":"F32","data_offsets":[0,4]}}'),
+    "an unknown dtype": with_header(b'{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}'),
+    "a negative size": with_header(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}'),
+    "offsets that do not fit the shape": with_header(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}'),
+    "offsets beyond the file": with_header(b'{"a":{"dtype":"F32","shape":[9999999],"data_offsets":[0,39999996]}}'),
+    "one byte less": lambda content: content[:-1],
+    "one byte more": lambda content: content + b"\0",
+}
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_safetensors_are_refused(llama, tmp_path, change):
+    path = copied(llama, tmp_path) / "model.safetensors"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match=r"model\.safetensors is not a complete safetensors file"):
+        open_checkpoint(str(path.parent))
+
+
+def test_no_damaged_header_byte_raises_anything_but_a_user_error(llama, tmp_path):
+    path = copied(llama, tmp_path) / "model.safetensors"
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for place in rng.integers(0, 8 + int.from_bytes(content[:8], "little"), 60):
+        path.write_bytes(content[:place] + bytes(rng.integers(0, 256, 1, np.uint8)) + content[place + 1 :])
+        try:
+            open_checkpoint(str(path.parent)).hashes()
+        except UserError:
+            refused += 1
+    assert refused > 40
+
+
+def test_no_value_of_a_config_raises_anything_but_a_user_error(llama, tmp_path):
+    model = copied(llama, tmp_path)
+    keys = json.loads((model / "config.json").read_text())
+    values = [None, True, -1, 0, 7, 0.5, -(10**30), "", "x", "0", [], [1], ["x"], {}, {"x": 1}]
+    escaped = []
+    for key in keys:
+        for value in values:
+            shutil.copy(llama / "config.json", model / "config.json")
+            edit_config(model, **{key: value})
+            try:
+                open_checkpoint(str(model))
+            except UserError as error:
+                assert "\n" not in str(error)
+            except Exception as error:
+                escaped.append((key, value, type(error).__name__))
+    assert escaped == []
+
+
+ESCAPES = [("architectures", [["x"]]), ("architectures", [{}]), ("rms_norm_eps", 10**400)]
+
+
+@pytest.mark.parametrize("key, value", ESCAPES, ids=["lists", "objects", "beyond floats"])
+def test_nested_and_huge_values_of_a_config_are_refused(llama, tmp_path, key, value):
+    model = copied(llama, tmp_path)
+    edit_config(model, **{key: value})
+    with pytest.raises(UserError, match=key):
+        open_checkpoint(str(model))
+
+
+ROPES = [
+    ({"rope_type": "yarn", "factor": 4.0}, "'yarn' is not supported"),
+    ({"rope_type": "linear", "factor": 2.0}, "'linear' is not supported"),
+    ({"rope_type": None}, "None is not supported"),
+    ({"rope_type": ["yarn"]}, "is not supported"),
+    ({"rope_type": "llama3"}, "factor is missing"),
+    ({"rope_type": "default", "mscale": 2.0}, "mscale=2.0"),
+    ({"rope_theta": 0}, "rope_theta is 0"),
+    ({"rope_theta": "1e4"}, "rope_theta is '1e4'"),
+    ([1], r"rope_parameters is \[1\], expected an object"),
+    (
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 4.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "high_freq_factor 4.0 must exceed low_freq_factor 4.0",
+    ),
+]
+
+
+@pytest.mark.parametrize("rope, message", ROPES)
+def test_rotary_positions_that_are_not_implemented_are_refused(llama, tmp_path, rope, message):
+    model = copied(llama, tmp_path)
+    edit_config(model, rope_parameters=rope)
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(str(model))
+
+
+def test_rotary_positions_read_the_same_from_both_spellings(llama, tmp_path):
+    model = copied(llama, tmp_path)
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    edit_config(model, rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **scaling})
+    new = open_checkpoint(str(model)).config
+    for key in ("rope_type", "type"):
+        edit_config(model, rope_parameters=None, rope_theta=5e5, rope_scaling={key: "llama3", **scaling})
+        assert open_checkpoint(str(model)).config == new
+
+
+def test_a_shard_with_a_name_too_long_is_refused(make_llama):
+    directory = make_llama(shard="20KB")
+    path = directory / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"model.norm.weight": "a" * 300}}))
+    with pytest.raises(UserError, match="which is no file of"):
+        open_checkpoint(str(directory))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": null}', "[" * 100_000, '{"weight_map": {"a": 1}}']
+)
+def test_an_index_that_is_none_is_refused(make_llama, content):
+    directory = make_llama(shard="20KB")
+    (directory / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=r"index\.json is not a valid index"):
+        open_checkpoint(str(directory))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_orbax_holds_the_same_bits(make_llama, tmp_path, dtype):
+    from convert.hf_to_flax import convert
+
+    source = open_checkpoint(str(make_llama(dtype=dtype)))
+    convert(str(source.path), tmp_path / "flax")
+    found = open_checkpoint(str(tmp_path / "flax"))
+    assert found.hashes() == source.hashes()
+    for name, info in source.source.infos.items():
+        assert found.source.infos[name] == info
+        np.testing.assert_array_equal(bits(found.read(name)), bits(source.read(name)))
+
+
+def test_a_damaged_array_of_orbax_is_refused(llama, tmp_path):
+    from convert.hf_to_flax import convert
+
+    convert(str(llama), tmp_path / "flax")
+    largest = max((tmp_path / "flax" / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    with pytest.raises(UserError, match="flax"):
+        open_checkpoint(str(tmp_path / "flax")).hashes()

@@ -1,0 +1,149 @@
+"""Whole numbers of weights per row: exact totals, hand-made cases, the released code's rounding."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuroal_jax import UserError
+from neuroal_jax.allocation.allocation import Allocation, mean_sparsity, uniform
+from neuroal_jax.masks.budget import count, exact_counts, fit_mean, largest_remainder, reference_counts
+from neuroal_jax.numerics.selection import TIES_ALL, TIES_HIGH, TIES_LOW
+
+SHAPES = {"a": (6, 5), "b": (3, 17)}
+SPARSITIES = [0.1, 0.5, 0.6, 0.7, 0.8, 0.95]
+
+
+def zeros_of(counts):
+    return sum(int(quota.pruned.sum()) for block in counts for quota in block.values())
+
+
+def random_allocation(seed, blocks=4):
+    rng = np.random.default_rng(seed)
+    return Allocation(
+        "random", tuple({"a": rng.uniform(0.01, 0.99, 6), "b": float(rng.uniform(0.01, 0.99))} for _ in range(blocks))
+    )
+
+
+@pytest.mark.parametrize("sparsity", [*SPARSITIES, 0.001, 0.999])
+@pytest.mark.parametrize("seed", range(3))
+def test_exact_total(sparsity, seed):
+    counts = exact_counts(random_allocation(seed), SHAPES, sparsity)
+    assert zeros_of(counts) == round(sparsity * 4 * (30 + 51))
+    for block in counts:
+        for linear, rows in block.items():
+            assert rows.pruned.shape == (SHAPES[linear][0],)
+            assert rows.pruned.min() >= 0
+            assert rows.pruned.max() <= SHAPES[linear][1]
+
+
+def test_uniform_by_hand():
+    # 0.7 * 81 = 56.7 a block, 113.4 in all: 113 zeros, 57 and 56; in the first block 21 and 35.7, so 21 and 36.
+    counts = exact_counts(uniform(0.7, list(SHAPES), 2), SHAPES, 0.7)
+    assert zeros_of(counts) == 113
+    assert [sum(int(rows.pruned.sum()) for rows in block.values()) for block in counts] == [57, 56]
+    assert counts[0]["a"].pruned.tolist() == [4, 4, 4, 3, 3, 3]
+    assert counts[0]["b"].pruned.tolist() == [12, 12, 12]
+
+
+def test_exact_counts_follow_the_fractions():
+    allocation = random_allocation(0)
+    mean = mean_sparsity(allocation, SHAPES)
+    counts = exact_counts(allocation, SHAPES, mean)
+    for block, sparsities in zip(counts, allocation.blocks, strict=True):
+        # A row is rounded, and a linear's remainder spread over its rows: less than one weight for either.
+        assert np.abs(block["a"].pruned - sparsities["a"] * 5).max() < 2
+        assert np.abs(block["b"].pruned - sparsities["b"] * 17).max() < 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    parts=st.lists(st.tuples(st.floats(0, 30), st.integers(0, 3)), min_size=1, max_size=12),
+    off=st.integers(-3, 3),
+)
+def test_largest_remainder_sums_to_the_total(parts, off):
+    ideals = [ideal for ideal, _ in parts]
+    capacities = [math.ceil(ideal) + room for ideal, room in parts]
+    total = min(max(round(sum(ideals)) + off, 0), sum(capacities))
+    result = largest_remainder(ideals, total, capacities)
+    assert result.sum() == total
+    assert all(0 <= n <= capacity for n, capacity in zip(result, capacities, strict=True))
+
+
+def test_largest_remainder_by_hand():
+    assert largest_remainder([1.5, 2.25, 0.25], 4, [9, 9, 9]).tolist() == [2, 2, 0]
+    assert largest_remainder([0.5, 0.5, 0.5, 0.5], 2, [1] * 4).tolist() == [1, 1, 0, 0]
+
+
+def test_fit_mean_leaves_a_fitting_allocation_alone():
+    allocation = random_allocation(1)
+    assert fit_mean(allocation, SHAPES, mean_sparsity(allocation, SHAPES)) is allocation
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_fit_mean_shifts_and_clips(sparsity):
+    allocation = random_allocation(2)
+    fitted = fit_mean(allocation, SHAPES, sparsity)
+    assert mean_sparsity(fitted, SHAPES) == pytest.approx(sparsity, abs=1e-9)
+    values = np.concatenate([np.atleast_1d(s) for block in fitted.blocks for s in block.values()])
+    before = np.concatenate([np.atleast_1d(s) for block in allocation.blocks for s in block.values()])
+    assert values.min() >= 0.01
+    assert values.max() <= 0.99
+    inside = (values > 0.01 + 1e-9) & (values < 0.99 - 1e-9)
+    shifts = (values - before)[inside]
+    assert np.ptp(shifts) < 1e-9  # everything that is not clipped moved by the same amount
+
+
+def test_reference_rounds_each_row_down():
+    counts = reference_counts(Allocation("x", ({"a": 0.7, "b": np.array([0.25, 0.5, 0.9])},)), SHAPES)
+    assert counts[0]["a"].pruned.tolist() == [3] * 6  # int(5 * 0.7)
+    assert counts[0]["a"].ties == TIES_LOW
+    # kept: int(float32(0.75) * 17) = 12, int(8.5) = 8, int(float32(0.1) * 17) = 1
+    assert counts[0]["b"].pruned.tolist() == [5, 9, 16]
+    assert counts[0]["b"].ties == TIES_HIGH
+
+
+def test_count_chooses_the_budget():
+    allocation = uniform(0.7, list(SHAPES), 2)
+    assert zeros_of(count(allocation, SHAPES, "exact", 0.7)) == 113
+    assert zeros_of(count(allocation, SHAPES, "reference", 0.7)) == 2 * (6 * 3 + 3 * 11)
+
+
+@pytest.mark.parametrize("sparsity", [*SPARSITIES, 0.001, 0.999])
+@pytest.mark.parametrize("group", [1, 4, 5, 128])
+def test_exact_total_in_groups(sparsity, group):
+    counts = exact_counts(random_allocation(0), SHAPES, sparsity, group)
+    assert zeros_of(counts) == round(sparsity * 4 * (30 + 51))
+    for block in counts:
+        for linear, quota in block.items():
+            out, width = SHAPES[linear]
+            sizes = [out * min(group, width - start) for start in range(0, width, group)]
+            assert (quota.pruned <= sizes).all()
+            assert quota.pruned.min() >= 0
+            # In proportion: no group is more than one weight from its share.
+            assert np.abs(quota.pruned - np.array(sizes) * quota.pruned.sum() / (out * width)).max() < 1
+
+
+def test_reference_groups_include_the_score_at_the_threshold():
+    counts = reference_counts(Allocation("x", ({"a": 0.5, "b": 0.7},)), SHAPES, 4)
+    assert counts[0]["a"].pruned.tolist() == [int(24 * 0.5) + 1, int(6 * 0.5) + 1]
+    assert counts[0]["b"].pruned.tolist() == [int(12 * 0.7) + 1] * 4 + [int(3 * 0.7) + 1]
+    assert counts[0]["a"].ties == TIES_ALL
+
+
+def test_reference_groups_refuse_what_the_released_code_fails_on():
+    with pytest.raises(UserError, match=r"sparsity of 1\.0420 .*--budget exact"):
+        reference_counts(Allocation("alpha", ({"a": 1.042, "b": 0.5},)), SHAPES, 4)
+
+
+def test_reference_rows_of_more_than_everything_lose_everything():
+    counts = reference_counts(Allocation("alpha", ({"a": 1.042, "b": 0.5},)), SHAPES)
+    assert counts[0]["a"].pruned.tolist() == [5] * 6
+
+
+def test_fit_mean_brings_numbers_above_one_back():
+    fitted = fit_mean(Allocation("alpha", ({"a": 1.3, "b": 0.5},)), SHAPES, 0.6)
+    assert mean_sparsity(fitted, SHAPES) == pytest.approx(0.6, abs=1e-9)
+    assert fitted.blocks[0]["a"] <= 1

@@ -1,0 +1,279 @@
+"""Every family against transformers: logits, every block's hidden states, and every tensor there and back."""
+
+import json
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from neuroal_jax import PruneConfig, UserError, load_model, prune
+from neuroal_jax.checkpoint.opened import open_checkpoint
+from neuroal_jax.command.config import ALLOCATIONS, PRUNERS, REFINEMENTS
+from neuroal_jax.masks.file import check_pruned
+from neuroal_jax.models.family import expand
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+SMALL = {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
+VARIANTS = {
+    "llama multi-head": {"num_key_value_heads": 4},
+    "llama grouped-query": {},
+    "llama multi-query": {"num_key_value_heads": 1},
+    "llama wide heads": {"head_dim": 14},
+    "llama biases": {"attention_bias": True, "mlp_bias": True},
+    "llama tied": {"tie_word_embeddings": True},
+    "llama llama3 rope": {"rope_parameters": LLAMA3_ROPE},
+    "llama other activation, theta and epsilon": {"hidden_act": "gelu", "rope_theta": 123.0, "rms_norm_eps": 1e-3},
+    "llama one block": {"num_hidden_layers": 1},
+    "mistral no window": {"family": "Mistral", "sliding_window": None},
+    "mistral sliding window": {"family": "Mistral", "sliding_window": 7},
+    "mistral wide heads": {"family": "Mistral", "head_dim": 12, "num_key_value_heads": 1},
+    "qwen2": {"family": "Qwen2"},
+    "qwen2 tied": {"family": "Qwen2", "tie_word_embeddings": True},
+    "qwen3": {"family": "Qwen3", "head_dim": 12},
+    "qwen3 biases, tied": {"family": "Qwen3", "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
+    "gemma": {"family": "Gemma", "head_dim": 12, **SMALL},
+    "gemma multi-query": {"family": "Gemma", "head_dim": 16, "num_key_value_heads": 1, **SMALL},
+    "gemma2": {"family": "Gemma2", "head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 9, **SMALL},
+    "gemma2 softcaps": {
+        "family": "Gemma2", "head_dim": 8, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5, **SMALL,
+    },
+    "gemma2 no softcaps": {
+        "family": "Gemma2", "head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None, **SMALL,
+    },
+    "opt": {"family": "OPT", "ffn_dim": 56},
+    "opt 350m": {"family": "OPT", "ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
+    "opt no biases": {"family": "OPT", "ffn_dim": 40, "enable_bias": False, "layer_norm_elementwise_affine": False},
+    "opt no final norm": {"family": "OPT", "ffn_dim": 40, "_remove_final_layer_norm": True},
+    "opt untied": {"family": "OPT", "ffn_dim": 56, "tie_word_embeddings": False},
+    "phi": {"family": "Phi", "num_key_value_heads": 4},
+    "phi grouped-query, normed queries and keys": {"family": "Phi", "qk_layernorm": True},
+    "phi other rotation": {"family": "Phi", "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
+}  # fmt: skip
+
+
+def torch_states(directory, tokens):
+    """Hidden states after the embedding and after every block but the last, and logits, from transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        out = model(torch.from_numpy(tokens).long(), output_hidden_states=True)
+    return [state.numpy() for state in out.hidden_states[:-1]], out.logits.numpy()
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_logits_and_hidden_states_equal_transformers(make_llama, options):
+    directory = make_llama(**options)
+    tokens = np.random.default_rng(1).integers(0, 96, (3, 40))
+    states, logits = torch_states(directory, tokens)
+    model = load_model(str(directory))
+    hidden = model.stem(tokens)
+    for block, expected in zip(model.blocks, states, strict=True):
+        np.testing.assert_allclose(hidden, expected, atol=1e-5)
+        hidden, _ = block(hidden)
+    np.testing.assert_allclose(model.head(hidden), logits, atol=1e-4)
+    np.testing.assert_allclose(model(tokens), logits, atol=1e-4)
+
+
+def test_eager_equals_jit(llama):
+    model = load_model(str(llama))
+    tokens = jnp.arange(20).reshape(2, 10)
+    np.testing.assert_allclose(nnx.jit(lambda model, tokens: model(tokens))(model, tokens), model(tokens), atol=1e-5)
+
+
+def test_half_precision_stays_close(make_llama):
+    directory = make_llama(dtype="bfloat16")
+    tokens = np.random.default_rng(2).integers(0, 96, (2, 20))
+    _, logits = torch_states(directory, tokens)
+    half = np.asarray(load_model(str(directory))(tokens).astype(jnp.float32))
+    assert load_model(str(directory)).head.embedding.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half, logits, atol=0.15)
+
+
+def test_block_inputs_are_what_its_linears_multiply(llama):
+    model = load_model(str(llama))
+    block = model.blocks[0]
+    hidden, inputs = block(model.stem(np.arange(12)[None]))
+    assert set(inputs) == {"attention_input", "attention_output", "mlp_input", "mlp_hidden"}
+    residual = model.stem(np.arange(12)[None]) + block.self_attn.o_proj(inputs["attention_output"])
+    np.testing.assert_allclose(block.post_attention_layernorm(residual), inputs["mlp_input"], atol=1e-6)
+    np.testing.assert_allclose(residual + block.mlp.down_proj(inputs["mlp_hidden"]), hidden, atol=1e-6)
+
+
+def test_attention_in_slices_equals_attention_at_once(monkeypatch):
+    from neuroal_jax.models import layers
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (5, 9, 4, 6))
+    k, v = (jax.random.normal(key, (5, 9, 2, 6)) for key in keys[1:])
+    at_once = layers.causal_attention(q, k, v, scale=6**-0.5)
+    monkeypatch.setattr(layers, "score_bytes", lambda: 2 * 4 * 4 * 9 * 9)
+    np.testing.assert_allclose(layers.causal_attention(q, k, v, scale=6**-0.5), at_once, atol=1e-6)
+    np.testing.assert_allclose(at_once, jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("slices", [False, True])
+def test_attention_has_the_gradient_of_plain_attention_and_the_same_value_under_vmap(monkeypatch, slices):
+    from neuroal_jax.models import layers
+
+    if slices:
+        monkeypatch.setitem(layers.SCORE_BYTES, "cpu", 1)
+    q, k, v = (jax.random.normal(jax.random.key(i), (3, 10, heads, 6)) for i, heads in enumerate((4, 2, 2)))
+
+    def ours(q, k, v):
+        return layers.causal_attention(q, k, v, scale=6**-0.5)
+
+    def gradients(attention):
+        return jax.grad(lambda *qkv: jnp.sum(attention(*qkv) ** 2), (0, 1, 2))(q, k, v)
+
+    expected = gradients(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True))
+    for found, plain in zip(gradients(ours), expected, strict=True):
+        np.testing.assert_allclose(found, plain, atol=1e-5)
+    together = jax.vmap(ours, (0, None, 0))(jnp.stack([q, 2 * q]), k, jnp.stack([v, 3 * v]))
+    np.testing.assert_allclose(together[1], ours(2 * q, k, 3 * v), atol=1e-5)
+
+
+ONE_OF_EACH = {
+    "Gemma": {"head_dim": 8, **SMALL},
+    "Gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},
+    "Llama": {},
+    "Mistral": {"sliding_window": 9},
+    "OPT": {"ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
+    "Phi": {"qk_layernorm": True},
+    "Qwen2": {},
+    "Qwen3": {"head_dim": 8},
+}
+
+
+def test_each_registered_family_is_tested():
+    from neuroal_jax.models import FAMILIES
+
+    assert {name.lower() for name in ONE_OF_EACH} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("family", ONE_OF_EACH)
+def test_hugging_face_to_flax_and_back_is_bit_exact(make_llama, family, dtype):
+    checkpoint = open_checkpoint(str(make_llama(family=family, dtype=dtype, **ONE_OF_EACH[family])))
+    params = nnx.to_flat_state(nnx.state(load_model(str(checkpoint.path)), nnx.Param))
+    params = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in params}
+    names = expand(checkpoint.rules, checkpoint.num_blocks)
+    assert set(names) == set(checkpoint.source.infos)
+    owners = {rule.hf: rule.flax for rule in checkpoint.rules if rule.tied}  # a tied table may stand under the head
+    for name, (rule, block) in names.items():
+        path = rule.flax.format(block=block)
+        back = params[path if path in params else owners[rule.hf]]
+        back = np.ascontiguousarray(back.T if rule.transpose else back)
+        assert back.dtype == checkpoint.read(name).dtype
+        assert back.tobytes() == np.ascontiguousarray(checkpoint.read(name)).tobytes(), name
+
+
+@pytest.mark.parametrize("family", ONE_OF_EACH)
+def test_every_family_prunes_saves_and_verifies(make_llama, tokens, tmp_path, family):
+    from convert.masks_to_torch import apply_masks, verify
+    from eval.perplexity import torch_perplexity
+
+    model = make_llama(family=family, **ONE_OF_EACH[family])
+    masks, saved = tmp_path / "out" / "masks.safetensors", str(tmp_path / "model")
+    result = prune(
+        PruneConfig(
+            model=str(model), sparsity=0.6, calib=str(tokens), eval=str(tokens), out=str(tmp_path / "out"),
+            save_model=saved, block_lambdas=(0.05, 0.2), row_lambdas=(0.0, 0.2), candidate_batch=2,
+        )
+    )  # fmt: skip
+    sparsity = result.manifest["sparsity"]
+    assert sparsity["zeros"] == round(0.6 * sparsity["prunable"]) == result.masks.zeros()
+    assert result.manifest["traces"].get("search", 1) == 1
+    verify(saved, masks)
+    windows = np.load(tokens)["evaluation"]
+    assert torch_perplexity(saved, windows, "float32") == pytest.approx(
+        result.manifest["token_ppl"]["pruned"], rel=1e-4
+    )
+    from transformers import AutoModelForCausalLM
+
+    apply_masks(AutoModelForCausalLM.from_pretrained(model), masks)
+
+
+# Every pruner, allocation and refinement, each with several of the others; all combinations for Llama.
+COMBINATIONS = [
+    ("sparsegpt", "neuroal", "none"),
+    ("wanda", "owl", "dsnot"),
+    ("multiflow", "alpha", "none"),
+    ("magnitude", "neuroal", "dsnot"),
+    ("sparsegpt", "owl", "none"),
+]
+EVERY = [
+    combination
+    for combination in product(PRUNERS, ALLOCATIONS, REFINEMENTS)
+    if (combination[0], combination[2]) != ("sparsegpt", "dsnot")
+]
+
+
+@pytest.mark.parametrize("family", ONE_OF_EACH)
+def test_every_pruner_allocation_and_refinement_hits_the_exact_budget(make_llama, tokens, tmp_path, family):
+    model = make_llama(family=family, **ONE_OF_EACH[family])
+    for pruner, allocation, refine in EVERY if family == "Llama" else COMBINATIONS:
+        out = tmp_path / f"{pruner}-{allocation}-{refine}"
+        result = prune(
+            PruneConfig(
+                model=str(model), sparsity=0.6, pruner=pruner, allocation=allocation, refine=refine, out=str(out),
+                calib=str(tokens), eval="none", block_lambdas=(0.05, 0.2), row_lambdas=(0.1,),
+            )
+        )  # fmt: skip
+        sparsity = result.manifest["sparsity"]
+        assert sparsity["zeros"] == round(0.6 * sparsity["prunable"]) == result.masks.zeros(), out.name
+        if pruner == "sparsegpt":
+            check_pruned(result.masks, open_checkpoint(str(out / "model")).source, "the saved model")
+
+
+REFUSED = {
+    "Qwen2 windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "sliding"),
+    "Gemma activations": ("Gemma", {"hidden_activation": "silu"}, "hidden_activation 'silu' and hidden_act"),
+    "Gemma2 layers": ("Gemma2", {"layer_types": ["full_attention"]}, "layer_types"),
+    "Phi rotation": (
+        "Phi",
+        {"partial_rotary_factor": 1.5, "rope_parameters": None},
+        "dimensions of a head are rotated",
+    ),
+    "OPT heads": ("OPT", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
+    "OPT attribute": ("OPT", {"new_gate": 1}, "new_gate=1"),
+    "Qwen MoE": ("Qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
+    "Mixtral": ("Mistral", {"model_type": "mixtral"}, "mixture of experts"),
+}
+
+
+@pytest.mark.parametrize(("family", "change", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_a_family_does_not_implement_is_refused_by_name(make_llama, family, change, message):
+    directory = make_llama(family=family, **ONE_OF_EACH[family])
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(str(directory))
+
+
+def test_reference_budget_keeps_mistrals_q_k_v_rows_uniform(make_llama):
+    from neuroal_jax.allocation.allocation import uniform
+    from neuroal_jax.search import row_step
+
+    checkpoint = open_checkpoint(str(make_llama(family="Mistral")))
+    shapes, family = checkpoint.linear_shapes(), checkpoint.family
+    rng = np.random.default_rng(0)
+    widths = {linear.reads: shapes[linear.name][1] for linear in family.linears}
+    differences = [{name: rng.normal(size=width).astype(np.float32) for name, width in widths.items()}] * 3
+    base, model = uniform(0.6, list(shapes), 3), (family, checkpoint.config)
+    exact = row_step.candidate(base, 0.1, differences, model, shapes, "exact").blocks[0]
+    reference = row_step.candidate(base, 0.1, differences, model, shapes, "reference").blocks[0]
+    assert np.ptp(exact["self_attn.k_proj"]) > 0
+    assert np.ptp(reference["self_attn.k_proj"]) == 0
+    assert np.ptp(reference["self_attn.o_proj"]) > 0
