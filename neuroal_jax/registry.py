@@ -1,0 +1,71 @@
+"""Registries: what a run can be made of, by name. Entries are data that reads without JAX; code is imported on use."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Generic, TypeVar
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option that a method brings with it: a field of `PruneConfig` and a flag, without effect under other methods.
+
+    Attributes:
+        name: In Python and YAML (`owl_m`); the flag is `--owl-m`.
+        default: A whole number, or a float, as all its values are.
+        help: What it means.
+        low: The least value.
+        high: The largest value.
+    """
+
+    name: str
+    default: int | float
+    help: str
+    low: float = 0
+    high: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What every entry of a registry tells.
+
+    Attributes:
+        help: A few words for the command line and the report.
+        options: What it brings with it.
+        module: Where its code is, if not in the registry's package under the entry's name.
+    """
+
+    help: str
+    options: tuple[Option, ...] = ()
+    module: str | None = None
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Registry(Mapping[str, E], Generic[E]):
+    """Entries by name, in the order in which they are listed.
+
+    Args:
+        package: Holds one module for each entry, named as the entry.
+        entries: The entries by name.
+    """
+
+    def __init__(self, package: str, entries: Mapping[str, E]) -> None:
+        self._package = package
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> E:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def module(self, name: str) -> ModuleType:
+        """The code of an entry, imported on first use."""
+        return import_module(self[name].module or f"{self._package}.{name}")
