@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,23 @@ class Entry:
     module: str | None = None
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The values of a method's own options in one run. Hashable: programs are specialised to them.
+
+    Attributes:
+        values: By the options' names.
+        reference: Whether to repeat what the released code does, see `--budget`.
+    """
+
+    values: tuple[tuple[str, int | float], ...] = ()
+    reference: bool = False
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.values)[name]
+
+
+NO_SETTINGS = Settings()
 E = TypeVar("E", bound=Entry)
 
 
@@ -65,6 +82,11 @@ class Registry(Mapping[str, E], Generic[E]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def settings(self, name: str, values: Mapping[str, Any] | None = None, *, reference: bool = False) -> Settings:
+        """The values of an entry's options, from all of a run's; their defaults where there are none."""
+        chosen = {option.name: (values or {}).get(option.name, option.default) for option in self[name].options}
+        return Settings(tuple(chosen.items()), reference)
 
     def module(self, name: str) -> ModuleType:
         """The code of an entry, imported on first use."""

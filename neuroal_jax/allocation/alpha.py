@@ -4,14 +4,27 @@ The tail of each spectrum is fitted with a power law; its exponent alpha is smal
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from neuroal_jax.allocation.allocation import Allocation, by_block
+from neuroal_jax.allocation.problem import Decision, Problem
 from neuroal_jax.allocation.spread import HIGHEST, LOWEST
+from neuroal_jax.machine.programs import program
+from neuroal_jax.numerics.statistics import Statistics
 
 _BINS = 100
+
+
+def allocate(problem: Problem) -> Decision:
+    """Measures the weights of every block; no activations."""
+    alphas = problem.model.measure("spectra", (), block_alpha)
+    epsilon, guard = problem.options["alpha_epsilon"], not problem.reference
+    found = allocation(problem.sparsity, epsilon, alphas, problem.linears, guard=guard)
+    return Decision(found, measured={"alphas": [alpha if math.isfinite(alpha) else None for alpha in alphas]})
 
 
 def allocation(sparsity: float, epsilon: float, alphas: list[float], linears: list[str], *, guard: bool) -> Allocation:
@@ -35,15 +48,18 @@ def allocation(sparsity: float, epsilon: float, alphas: list[float], linears: li
     return by_block("alpha", (np.clip(values, LOWEST, HIGHEST) if guard else values).tolist(), linears)
 
 
-def block_alphas(spectra: Iterable[Mapping[str, np.ndarray]]) -> list[float]:
-    """Each block's mean exponent over those of its linears that have one; NaN where none has.
+def block_alpha(linears: Mapping[str, Array], statistics: Mapping[str, Statistics]) -> float:
+    """A block's mean exponent over those of its linears `W[out, in]` that have one; NaN where none has."""
+    del statistics
+    found = [tail_exponent(np.asarray(spectrum(weight))) for weight in linears.values()]
+    fitted = [alpha for alpha in found if math.isfinite(alpha)]
+    return float(np.mean(fitted)) if fitted else math.nan
 
-    Args:
-        spectra: Eigenvalues of `W^T W` of each linear, ascending, for every block.
-    """
-    found = [[tail_exponent(eigenvalues) for eigenvalues in block.values()] for block in spectra]
-    fitted = [[alpha for alpha in block if math.isfinite(alpha)] for block in found]
-    return [float(np.mean(block)) if block else math.nan for block in fitted]
+
+@program()
+def spectrum(weight: Float[Array, "out in"]) -> Float[Array, "rank"]:
+    """Eigenvalues of `W^T W`, ascending, without the zeros that the wider side adds: squared singular values, fp32."""
+    return jnp.square(jnp.linalg.svd(weight.astype(jnp.float32), compute_uv=False))[::-1]
 
 
 def tail_exponent(eigenvalues: np.ndarray) -> float:

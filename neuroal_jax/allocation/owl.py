@@ -1,9 +1,43 @@
 """OWL (Yin et al., 2024): blocks with more outliers among their Wanda scores are kept denser."""
 
-import numpy as np
+from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.allocation.allocation import Allocation, by_block
+from neuroal_jax.allocation.problem import Decision, Problem
 from neuroal_jax.allocation.spread import guarded, spread
+from neuroal_jax.machine.programs import program
+from neuroal_jax.numerics.statistics import Statistics, norms
+from neuroal_jax.pruners import wanda
+
+
+def allocate(problem: Problem) -> Decision:
+    """Measures the outliers of every block of the dense model over the calibration set."""
+
+    def percentage(linears: Mapping[str, Array], statistics: Mapping[str, Statistics]) -> float:
+        squares = [statistics[linear]["squares"] for linear in linears]
+        return 100 * float(outlier_share(list(linears.values()), squares, problem.options["owl_m"]))
+
+    outliers = problem.model.measure("outliers", ALLOCATIONS["owl"].needs, percentage)
+    found = allocation(problem.sparsity, problem.options["owl_lambda"], outliers, problem.linears)
+    return Decision(found, measured={"outliers": list(outliers)})
+
+
+@program()
+def outlier_share(
+    weights: Sequence[Float[Array, "out in"]],
+    squares: Sequence[Float[Array, "b in"]],
+    multiple: Float[Array, ""] | float,
+) -> Float[Array, ""]:
+    """The share of a block's Wanda scores, of all linears together, that exceed `multiple` times their mean."""
+    scores = [wanda.scores(weight, norms(sums)) for weight, sums in zip(weights, squares, strict=True)]
+    total = float(sum(x.size for x in scores))
+    mean = jnp.sum(jnp.stack([jnp.sum(x) for x in scores])) / total
+    return jnp.sum(jnp.stack([jnp.sum(x > multiple * mean) for x in scores])) / total
 
 
 def allocation(sparsity: float, strength: float, outliers: list[float], linears: list[str]) -> Allocation:

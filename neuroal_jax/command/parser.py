@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Collection, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, NoReturn
 
-from neuroal_jax.command.config import PruneConfig, check_names, flag
+from neuroal_jax.command.config import PruneConfig, all_options
+from neuroal_jax.command.values import check_names, flag
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import read_bounded
 
@@ -29,7 +30,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> PruneConfig:
     """
     given = vars(_parser().parse_args(arguments))
     file = given.pop("config")
-    known = [option.name for option in fields(PruneConfig)]
+    known = [option.name for option in all_options()]
     values = given if file is None else {**read_yaml(Path(file), known), **given}
     if "model" not in values:
         raise UserError("--model is missing: name a checkpoint directory, a Hub model id or demo (see --help)")
@@ -51,11 +52,11 @@ def _parser() -> Parser:
 def add_options(parser: Parser, leave_out: Collection[str] = ()) -> None:
     """Adds a flag for every option of a run, but those named in `leave_out`."""
     groups: dict[str, Any] = {}
-    for option in fields(PruneConfig):
+    for option in all_options():
         if option.name in leave_out:
             continue
         title = option.metadata["group"]
-        group = groups.setdefault(title, None) or parser.add_argument_group(title)
+        group = groups[title] if title in groups else parser.add_argument_group(title)
         groups[title] = group
         text = option.metadata["help"]
         if isinstance(option.default, bool):

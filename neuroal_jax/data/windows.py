@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from neuroal_jax.checkpoint.locate import DEMO
-from neuroal_jax.command.config import HUB_TEXTS, TEXTS
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import allowed_size, open_text
 from neuroal_jax.machine.memory import is_exhausted, refuse_what_cannot_fit
@@ -24,6 +23,8 @@ from neuroal_jax.machine.memory import is_exhausted, refuse_what_cannot_fit
 if TYPE_CHECKING:
     from neuroal_jax.checkpoint.opened import Checkpoint
 
+HUB_TEXTS = ("wikitext2", "c4", "ptb")
+TEXTS = (*HUB_TEXTS, "demo")
 DEFAULT_SEQLEN = 2048
 DEMO_SEQLEN = 128
 _C4_EVALUATION = (1100, 256)  # documents read, windows kept: the usual cut of C4's validation set

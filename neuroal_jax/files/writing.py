@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,14 +136,21 @@ def spilled(array: np.ndarray, path: Path) -> np.ndarray:
     return np.memmap(path, np.uint8, "r").view(array.dtype).reshape(array.shape)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(f".{path.name[:99]}.{os.getpid()}.partial")
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yields another name to write to; on success that file replaces `path`, on any failure it is removed."""
+    part = path.with_name(f".{path.name[:99]}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        part.write_text(text, encoding="utf-8")
+        yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    with replaced(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+Shapes = Mapping[str, tuple[int, int]]  # (out, in) of each linear of a block
+
 
 @dataclass(frozen=True)
 class LinearSpec:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def alignment(dense: Float[Array, "in"], pruned: Float[Array, "in"]) -> Float[Array, ""]:
+def score(dense: Float[Array, "in"], pruned: Float[Array, "in"]) -> Float[Array, ""]:
     """`|| D/sum(D) - S/sum(S) ||_2 / dim(D)`, with D and S the input norms of the dense and the pruned run."""
     difference = _shares(dense) - _shares(pruned)
     return jnp.linalg.norm(difference) / dense.shape[0]

@@ -32,6 +32,10 @@ class Quota(NamedTuple):
     ties: Int[Array, "*candidate"] | int = TIES_LOW
 
 
+Quotas = dict[str, Quota]  # of a block, by linear
+Counts = list[Quotas]  # of a model, by block
+
+
 def select_smallest(scores: Float[Array, "out in"], quota: Quota) -> Bool[Array, "out in"]:
     """Marks the `quota.pruned[i]` smallest scores of each row i.
 

@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from neuroal_jax.numerics.statistics import Statistics
 
-def scores(weight: Float[Array, "out in"], norms: Float[Array, "in"]) -> Float[Array, "out in"]:
+
+def scores(weight: Float[Array, "out in"], statistics: Statistics) -> Float[Array, "out in"]:
     """`|W|`; the inputs play no part."""
-    del norms
+    del statistics
     return jnp.abs(weight.astype(jnp.float32))

@@ -5,6 +5,8 @@ from jaxtyping import Array, Float
 
 from neuroal_jax.pruners import wanda
 
+prepare = wanda.prepare  # the input's norms
+
 
 def scores(weight: Float[Array, "out in"], norms: Float[Array, "in"]) -> Float[Array, "out in"]:
     """`|W_ij| * o_i * p_j`, with o and p the row and column means of `|W_ij| * n_j`."""

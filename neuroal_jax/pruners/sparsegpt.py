@@ -1,62 +1,53 @@
 """SparseGPT (Frantar and Alistarh, 2023): prune column by column and let the later columns make up for each error."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from neuroal_jax.masks.patterns.columns import ColumnGroups
+from neuroal_jax.numerics.cholesky import Factor, factorise
 from neuroal_jax.numerics.selection import Quota, select_smallest
+from neuroal_jax.numerics.statistics import Statistics
+from neuroal_jax.registry import Settings
 
-DAMPING = (0.01, 0.1, 1.0)  # tried in this order, as shares of the Hessian's mean diagonal
+COMPILER_BYTES = 110 * 2**20  # to compile and to hold its programs
+
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-class Factor(NamedTuple):
-    """What the linears that share an input need of its Hessian.
+def prepare(statistics: Statistics) -> Factor:
+    """The factor that the linears of one input share."""
+    return factorise(statistics["hessian"])
 
-    Attributes:
-        upper: U, the upper Cholesky factor of the damped Hessian's inverse: `inverse = U^T U`.
-        dead: Columns whose input is always zero.
-        level: Index into `DAMPING` of what it took; `len(DAMPING)` where nothing helped and U is not finite.
+
+def damping(factor: Factor) -> Int[Array, ""]:
+    """Index into `numerics.cholesky.DAMPING` of what the Hessian took."""
+    return factor.level
+
+
+def reference_weights(sequences: int) -> Float[Array, "sequence"]:
+    """By what sequence i counts in the alignment of the released code's SparseGPT search: 2/i."""
+    return 2 / jnp.arange(1, sequences + 1)
+
+
+def memory(shapes: Mapping[str, tuple[int, int]], widths: Mapping[str, int]) -> int:
+    """Bytes while one block is pruned, all fp32.
+
+    Every input's Hessian and its factor, twice the widest to factorise it, and the widest linear three times.
+
+    Args:
+        shapes: `(out, in)` of each linear.
+        widths: Of each input.
     """
-
-    upper: Float[Array, "in in"]
-    dead: Bool[Array, "in"]
-    level: Int[Array, ""]
-
-
-@jax.custom_batching.sequential_vmap  # batched, LAPACK's calls in jaxlib wait for each other for ever on few cores
-def factorise(hessian: Float[Array, "in in"]) -> Factor:
-    """Damps a Hessian until its inverse has a finite factor.
-
-    A failed Cholesky factorisation raises nothing in JAX, it gives NaN: hence the finite check. U is the inverse of V
-    with `H = V V^T`, V upper, and V is the ordinary factor of H with rows and columns in reverse order: more accurate
-    in fp32 than to invert H and factorise the inverse.
-    """
-    width = hessian.shape[0]
-    dead = jnp.diagonal(hessian) == 0
-    alive = hessian + jnp.diag(dead.astype(jnp.float32))
-    unit = jnp.mean(jnp.diagonal(alive))
-    eye = jnp.eye(width, dtype=jnp.float32)
-
-    def attempt(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        level = state[0] + 1
-        damped = alive + jnp.asarray(DAMPING, jnp.float32)[level] * unit * eye
-        lower = jax.lax.linalg.cholesky(damped[::-1, ::-1], symmetrize_input=False)
-        upper = jax.lax.linalg.triangular_solve(lower[::-1, ::-1], eye, left_side=True, lower=False)
-        return level, jnp.triu(upper)
-
-    def failed(state: tuple[Array, Array]) -> Bool[Array, ""]:
-        level, upper = state
-        return ~jnp.all(jnp.isfinite(upper)) & (level < len(DAMPING) - 1)
-
-    level, upper = jax.lax.while_loop(failed, attempt, (jnp.int32(-1), jnp.full_like(hessian, jnp.nan)))
-    return Factor(upper, dead, jnp.where(jnp.all(jnp.isfinite(upper)), level, len(DAMPING)))
+    squares = [width**2 for width in widths.values()]
+    return 4 * (2 * sum(squares) + 2 * max(squares) + 3 * max(math.prod(shape) for shape in shapes.values()))
 
 
 def prune(
-    weight: Float[Array, "out in"], factor: Factor, quota: Quota, group: int
+    weight: Float[Array, "out in"], factor: Factor, quota: Quota, pattern: ColumnGroups, settings: Settings
 ) -> tuple[Float[Array, "out in"], Bool[Array, "out in"]]:
     """Prunes groups of columns from left to right.
 
@@ -68,13 +59,15 @@ def prune(
         weight: The dense weight.
         factor: Of the Hessian of this weight's input.
         quota: One number per group.
-        group: Columns per group; the last group has what is left.
+        pattern: Columns per group; the last group has what is left.
+        settings: None of its own.
 
     Returns:
         The updated weight in fp32, and its mask (True = kept).
     """
+    del settings
     out, width = weight.shape
-    group = min(group, width)
+    group = min(pattern.size, width)
     padding = -width % group
     upper = jax.scipy.linalg.block_diag(factor.upper, jnp.eye(padding, dtype=jnp.float32))
     dead = jnp.pad(factor.dead, (0, padding))

@@ -1,32 +1,24 @@
 """DSnoT (Zhang et al., 2024): swap pruned for kept weights, row by row, until the expected output is right again."""
 
-from dataclasses import dataclass
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from neuroal_jax.models.family import LinearSpec, Shapes
 from neuroal_jax.numerics.statistics import Statistics, norms, running_mean
 from neuroal_jax.pruners import wanda
+from neuroal_jax.registry import Settings
 
-NEEDS = frozenset({"squares", "sums", "variances"})
+COMPILER_BYTES = 60 * 2**20
+_BYTES = 36  # per weight: contributions, scores, gains, two sorts with their keys
 
 
-@dataclass(frozen=True)
-class Dsnot:
-    """What a refinement is specialised to.
-
-    Attributes:
-        cycles: Most swaps per row.
-        threshold: A row whose error is at most this, in absolute value, is left alone.
-        reference: Whether to repeat the released code, which walks on in rows that are done and writes the opposite
-            there, and takes candidates of the wrong sign where its two pointers cross.
-    """
-
-    cycles: int
-    threshold: float
-    reference: bool
+def memory(shapes: Shapes) -> int:
+    """Bytes while one linear after the other is refined: sorts of the widest."""
+    return _BYTES * max(map(math.prod, shapes.values()))
 
 
 class _Queue(NamedTuple):
@@ -56,9 +48,13 @@ class _State(NamedTuple):
 
 
 def refine(
-    mask: Bool[Array, "out in"], weight: Float[Array, "out in"], statistics: Statistics, settings: Dsnot
+    mask: Bool[Array, "out in"],
+    weight: Float[Array, "out in"],
+    statistics: Statistics,
+    linear: LinearSpec,
+    settings: Settings,
 ) -> Bool[Array, "out in"]:
-    """A mask with (in `exact` runs) the same number of kept weights in every row.
+    """A mask with (in `exact` runs) the same number of kept weights in every row. The MLP's masks stay as they are.
 
     With the expected contributions `m = W * e`, e_j the mean over sequences of the sum over tokens of x_j, a row's
     error is the sum of m over what is pruned. In each cycle the row grows back the pruned weight with the largest
@@ -70,17 +66,23 @@ def refine(
         mask: The base pruner's (True = kept).
         weight: The dense weight.
         statistics: Of its input; `squares`, `sums` and `variances`.
-        settings: Cycles and threshold.
+        linear: Which linear of the block it is.
+        settings: Cycles: most swaps per row; threshold: a row whose error is at most this, in absolute value, is left
+            alone. With `reference` the released code is repeated, which walks on in rows that are done and writes the
+            opposite there, and takes candidates of the wrong sign where its two pointers cross.
     """
+    if linear.in_mlp:
+        return mask
+    cycles, threshold = settings["dsnot_cycles"], settings["dsnot_threshold"]
     weight = weight.astype(jnp.float32)
-    contributions = weight * running_mean(statistics.sums)
-    growing = _growing(mask, contributions, running_mean(statistics.variances), settings.reference)
-    pruning = _pruning(mask, contributions, wanda.scores(weight, norms(statistics.squares)))
+    contributions = weight * running_mean(statistics["sums"])
+    growing = _growing(mask, contributions, running_mean(statistics["variances"]), settings.reference)
+    pruning = _pruning(mask, contributions, wanda.scores(weight, norms(statistics["squares"])))
     rows = jnp.arange(weight.shape[0])
 
     def cycle(state: _State) -> _State:
         positive = state.error > 0
-        active = state.active & (jnp.abs(state.error) > settings.threshold)
+        active = state.active & (jnp.abs(state.error) > threshold)
         # A positive error grows from the back and prunes from the front; a negative one the other way round.
         grow_at = jnp.where(positive, growing.length - 1 - state.over, state.under)
         prune_at = jnp.where(positive, state.over, pruning.length - 1 - state.under)
@@ -104,7 +106,7 @@ def refine(
         )
 
     def goes_on(state: _State) -> Bool[Array, ""]:
-        return (state.cycle < min(settings.cycles, weight.shape[1])) & jnp.any(state.active)
+        return (state.cycle < min(cycles, weight.shape[1])) & jnp.any(state.active)
 
     none = jnp.zeros(weight.shape[0], jnp.int32)
     error = jnp.sum(jnp.where(mask, 0, contributions), axis=1)

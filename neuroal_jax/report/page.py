@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 from urllib.parse import quote
 
-from neuroal_jax.allocation import allocation as allocations
+from neuroal_jax.allocation import file as allocation_file
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
 from neuroal_jax.errors import UserError
@@ -279,7 +279,7 @@ def _read_run(run: Path) -> str:
     from neuroal_jax.run import manifest as manifests
 
     manifest = _read(run / "manifest.json", manifests.FORMAT)
-    allocation = _read(run / "allocation.json", allocations.FORMAT)
+    allocation = _read(run / "allocation.json", allocation_file.FORMAT)
     try:
         return run_report(manifest, allocation)
     except UserError as error:

@@ -248,7 +248,7 @@ def _scores(manifest: Manifest, step: str) -> Section:
 
 
 def _candidates(manifest: Manifest, step: str) -> Sequence[float]:
-    from neuroal_jax.search.search import lambdas_for  # JAX: only where something was searched
+    from neuroal_jax.search.lambdas import lambdas_for
 
     options = manifest["options"]
     block, row = (x if isinstance(x, str) else tuple(x) for x in (options["block_lambdas"], options["row_lambdas"]))

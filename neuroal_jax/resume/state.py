@@ -1,52 +1,43 @@
 """Going on with an interrupted run: what its walks found so far, in a hidden directory beside the results.
 
-`.OUT.resume/` holds `identity.json` (what the state belongs to) and Orbax checkpoints: the outputs of every finished
+`.OUT.resume/` holds `identity.json` (what the state belongs to) and safetensors files: the outputs of every finished
 block, each written once, and the hidden states after the last one of them. Of hidden states only the latest are kept;
-while they are replaced, both lie on disk. Its size is at most, with every name as in `plan.py`,
+while they are replaced, both lie on disk. Its size is at most, with every name as in `run/plan.py`,
 
-    2 * hidden states of the widest walk + scores + masks so far (+ with SparseGPT the updated weights so far)
+    2 * hidden states of the widest walk + scores + masks so far (+ with updated weights: those so far)
 
-Every checkpoint appears whole or not at all, outputs before hidden states: a kill at any moment leaves the state of
-the last block that was written. A block's state is written once 50 times as long has passed as the last writing took,
-and as this one takes on a slow disk: the first blocks of a large model leave none.
+Every file appears whole or not at all, outputs before hidden states: a kill at any moment leaves the state of the last
+block that was written. A block's state is written once 50 times as long has passed as the last writing took, and as
+this one takes on a slow disk: the first blocks of a large model leave none.
 """
 
-import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 
-from neuroal_jax import __version__
-from neuroal_jax.checkpoint.opened import Checkpoint
-from neuroal_jax.command.config import PruneConfig, flag
-from neuroal_jax.data.windows import Windows
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.writing import replace_text, take
 from neuroal_jax.machine.memory import is_exhausted
+from neuroal_jax.resume.store import Item, Output, Store
 
 log = logging.getLogger("neuroal_jax")
 
 _SHARE = 50  # of the time since the last state was written, writing the next one may take this part
 _BYTES_PER_SECOND = 500e6  # of writing and checking, before it was measured
 _IDENTITY = "identity.json"
-_WITHOUT_EFFECT = {"out", "save_model", "overwrite", "resume", "dry_run", "compilation_cache", "candidate_batch"}
-
-Output = dict[str, Any]  # of one block: nested dicts of arrays and numbers
 
 
 @dataclass
@@ -67,22 +58,9 @@ class Steps:
         """The hidden states that block `first` takes; `start()` makes those of block 0."""
         return start() if self._hidden is None else [jnp.asarray(array) for array in self._hidden]
 
-    def done(self, block: int, hidden: list[Any], output: Output | None = None) -> None:
+    def record(self, block: int, hidden: list[Any], output: Output | None = None) -> None:
         """Tells that a block is done: the hidden states that the next one takes, and what to keep of this one."""
         self._report(block, hidden, output or {})
-
-
-class _Item(NamedTuple):
-    """A checkpoint in the state's directory; the order of items is that of the run."""
-
-    walk: int
-    block: int
-    label: str
-    kind: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.walk:02d}-{self.label}-{self.block:05d}.{self.kind}"
 
 
 class State:
@@ -94,14 +72,14 @@ class State:
 
     def __init__(self, directory: Path | None = None, candidate_batch: int = 0) -> None:
         self.candidate_batch = candidate_batch
-        self._directory = directory
+        self._store = None if directory is None else Store(directory)
         self._writes = directory is not None
         self._walks = 0
         self._pending: dict[int, tuple[str, dict[str, Output]]] = {}  # by walk: its label, outputs by block
         self._written, self._took = time.monotonic(), 0.0
         self._weights: Future[dict[str, str]] | None = None
         self._about: dict[str, Any] = {}
-        items = self._items()
+        items = self._store.items() if self._store else []
         self._latest = max((item for item in items if item.kind == "hidden"), default=None)
 
     def walk(self, label: str, num_blocks: int) -> Steps:
@@ -110,29 +88,29 @@ class State:
         self._walks += 1
 
         def report(block: int, hidden: list[Any], output: Output) -> None:
-            if not self._writes:
+            if self._store is None or not self._writes:
                 return
             self._pending.setdefault(number, (label, {}))[1][str(block)] = output
             hidden = hidden if block + 1 < num_blocks else []
             takes = max(self._took, sum(array.nbytes for array in hidden) / _BYTES_PER_SECOND)
             if time.monotonic() - self._written >= _SHARE * takes:
-                self._write(_Item(number, block, label, "hidden"), hidden)
+                self._write(self._store, Item(number, block, label, "hidden"), hidden)
 
         steps = Steps(_report=report)
-        if self._latest is None or number > self._latest.walk:
+        if self._store is None or self._latest is None or number > self._latest.walk:
             return steps
         try:
-            outputs = self._read_outputs(number)
+            outputs = _read_outputs(self._store, number)
             here = number == self._latest.walk
             steps.first = self._latest.block + 1 if here else num_blocks
-            steps._hidden = self._read(self._latest)["hidden"] if here else []
+            steps._hidden = list(self._store.read(self._latest)["hidden"].values()) if here else []
             if sorted(outputs) != list(range(steps.first)):
                 raise ValueError(f"outputs of {len(outputs)} blocks, expected {steps.first}")
             steps.outputs = [outputs[block] for block in range(steps.first)]
             return steps
-        except Exception as error:  # Orbax raises many kinds, none of them documented.
+        except Exception as error:  # safetensors, zlib and json raise many kinds for damaged files
             log.info("the state of the %s is damaged (%s): it starts anew", label, " ".join(str(error).split())[:200])
-            self._forget(lambda item: item.walk >= number)
+            self._store.forget(lambda item: item.walk >= number, keep=_IDENTITY)
             self._latest = None
             return Steps(_report=report)
 
@@ -140,47 +118,47 @@ class State:
         """Raises UserError if the interrupted run read other weights: `model` is their SHA-256 now."""
         found = self._about.get("weights")
         if found not in (None, model):
-            raise UserError(_refusal("the weights' SHA-256", found, model, self._directory))
+            raise UserError(
+                _refusal("the weights' SHA-256", found, model, self._store.directory if self._store else None)
+            )
 
     def remove(self) -> None:
         """Removes the state, at the end of a run."""
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        if self._store is not None:
+            shutil.rmtree(self._store.directory, ignore_errors=True)
             self._writes = False
 
     def describe(self) -> str | None:
         """Up to where the state goes; None if there is nothing in it yet."""
         return None if self._latest is None else f"block {self._latest.block} of the {self._latest.label}"
 
-    def _begin(self, about: dict[str, Any], weights: "Future[dict[str, str]]") -> None:
+    def _begin(self, store: Store, about: dict[str, Any], weights: "Future[dict[str, str]]") -> None:
         self._about, self._weights = about, weights
         last = self._latest or (-1, -1)
-        self._forget(lambda item: item[:2] > last[:2] or (item.kind == "hidden" and item != self._latest))
+        store.forget(lambda item: item[:2] > last[:2] or (item.kind == "hidden" and item != self._latest), _IDENTITY)
         try:
-            self._save_about()
+            self._save_about(store)
         except OSError as error:
-            log.info("no state is kept for --resume: %s cannot be written (%s)", self._directory, error.strerror)
+            log.info("no state is kept for --resume: %s cannot be written (%s)", store.directory, error.strerror)
             self._writes = False
 
-    def _save_about(self) -> None:
-        assert self._directory is not None
-        replace_text(self._directory / _IDENTITY, json.dumps(self._about, indent=1))
+    def _save_about(self, store: Store) -> None:
+        replace_text(store.directory / _IDENTITY, json.dumps(self._about, indent=1))
 
-    def _write(self, item: _Item, hidden: list[Any]) -> None:
+    def _write(self, store: Store, item: Item, hidden: list[Any]) -> None:
         """Writes what is new since the last time; what cannot be written is given up, and said once."""
-        assert self._directory is not None
         jax.block_until_ready(hidden)
         start = time.monotonic()
         try:
             for walk, (label, outputs) in self._pending.items():
-                self._save(_Item(walk, max(map(int, outputs)), label, "outputs"), outputs)
-            self._save(item, {"hidden": [np.asarray(array) for array in hidden]})
-            self._forget(lambda other: other.kind == "hidden" and other != item)
+                store.save(Item(walk, max(map(int, outputs)), label, "outputs"), outputs)
+            store.save(item, {"hidden": {str(number): np.asarray(array) for number, array in enumerate(hidden)}})
+            store.forget(lambda other: other.kind == "hidden" and other != item, keep=_IDENTITY)
             self._latest = item
             weights = self._weights
             if self._about.get("weights") is None and weights and weights.done() and not weights.exception():
                 self._about["weights"] = weights.result()["model"]
-                self._save_about()
+                self._save_about(store)
         except Exception as error:
             log.info("the state cannot be written any more (%s): going on without", " ".join(str(error).split())[:200])
             self._writes = False
@@ -188,35 +166,10 @@ class State:
         self._written = time.monotonic()
         self._took = self._written - start
 
-    def _save(self, item: _Item, content: Output) -> None:
-        assert self._directory is not None
-        numbered = _numbered(content)
-        tree = {"content": numbered, "checksum": _checksum(numbered)}
-        _checkpointer().save((self._directory / item.name).absolute(), tree)
 
-    def _read(self, item: _Item) -> Output:
-        assert self._directory is not None
-        tree = _checkpointer().restore((self._directory / item.name).absolute())
-        if int(tree["checksum"]) != _checksum(tree["content"]):
-            raise ValueError(f"{item.name} is not what was written")
-        return _unnumbered(tree["content"])
-
-    def _read_outputs(self, walk: int) -> dict[int, Output]:
-        items = [item for item in self._items() if item.walk == walk and item.kind == "outputs"]
-        return {int(block): output for item in items for block, output in self._read(item).items()}
-
-    def _items(self) -> list[_Item]:
-        names = [] if self._directory is None else sorted(os.listdir(self._directory))
-        found = (re.fullmatch(r"(\d+)-([a-z-]+)-(\d+)\.(hidden|outputs)", name) for name in names)
-        return [_Item(int(match[1]), int(match[3]), match[2], match[4]) for match in found if match]
-
-    def _forget(self, unwanted: Callable[[_Item], bool]) -> None:
-        """Removes items, and what is none: a kill leaves half-written ones under other names."""
-        assert self._directory is not None
-        keep = {_IDENTITY} | {item.name for item in self._items() if not unwanted(item)}
-        for name in set(os.listdir(self._directory)) - keep:
-            path = self._directory / name
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+def _read_outputs(store: Store, walk: int) -> dict[int, Output]:
+    items = [item for item in store.items() if item.walk == walk and item.kind == "outputs"]
+    return {int(block): output for item in items for block, output in store.read(item).items()}
 
 
 @contextmanager
@@ -254,7 +207,7 @@ def kept(
             for path in directory.iterdir():
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
         state = State(directory, about["candidate_batch"])
-        state._begin(about, weights)
+        state._begin(Store(directory), about, weights)
         if state.describe():
             log.info("--resume: going on after %s", state.describe())
         try:
@@ -271,42 +224,6 @@ def kept(
             raise
     finally:
         os.close(lock)
-
-
-def identify(
-    config: PruneConfig,
-    sparsity: float,
-    checkpoint: Checkpoint,
-    calibration: Windows,
-    evaluations: Mapping[str, Windows],
-) -> dict[str, Any]:
-    """All that a run's result depends on, by names for people: options, model, token ids, software, device."""
-    options = {flag(name): value for name, value in config.plain().items() if name not in _WITHOUT_EFFECT}
-    files = (path for path in checkpoint.path.rglob("*") if path.suffix in (".safetensors", ".json"))
-    if not list(checkpoint.path.glob("*.safetensors")):  # Orbax
-        files = (path for path in (checkpoint.path / "params").rglob("*") if path.is_file())
-    states = {str(path.relative_to(checkpoint.path)): path.stat() for path in files}
-    given = {}
-    if os.path.isfile(config.allocation):
-        given["the SHA-256 of the file --allocation"] = hashlib.sha256(Path(config.allocation).read_bytes()).hexdigest()
-    return {
-        **options,
-        "--sparsity": sparsity,
-        **given,
-        "the SHA-256 of the calibration tokens": calibration.sha256,
-        **{f"the SHA-256 of the tokens of {name}": windows.sha256 for name, windows in evaluations.items()},
-        "the SHA-256 of the model's config.json": hashlib.sha256(
-            (checkpoint.path / "config.json").read_bytes()
-        ).hexdigest(),
-        **{
-            f"bytes and time of the model's {name}": [state.st_size, state.st_mtime_ns]
-            for name, state in sorted(states.items())
-        },
-        "the version of neuroal_jax": __version__,
-        "the version of jax": jax.__version__,
-        "the version of jaxlib": jax.lib.__version__,
-        "the device": jax.local_devices()[0].device_kind,
-    }
 
 
 def _found(directory: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -346,31 +263,3 @@ def _lock(directory: Path) -> int | None:
     if descriptor is None:
         log.info("no state is kept for --resume: another run uses %s", directory)
     return descriptor
-
-
-def _numbered(tree: Any) -> Any:
-    """Arrays for all leaves, and keys that keep their order when they are sorted, as Orbax and JAX do."""
-    if isinstance(tree, dict):
-        return {f"{number:06d}.{key}": _numbered(value) for number, (key, value) in enumerate(tree.items())}
-    return [_numbered(value) for value in tree] if isinstance(tree, list) else np.asarray(tree)
-
-
-def _unnumbered(tree: Any) -> Any:
-    return {key.partition(".")[2]: _unnumbered(tree[key]) for key in sorted(tree)} if isinstance(tree, dict) else tree
-
-
-def _checksum(content: Any) -> int:
-    """CRC-32 of a tree: its structure and all bytes."""
-    leaves, structure = jax.tree.flatten(content)
-    value = zlib.crc32(str(structure).encode())
-    for leaf in leaves:
-        array = np.ascontiguousarray(leaf)
-        value = zlib.crc32(f"{array.dtype}{array.shape}".encode(), value)
-        value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
-    return value
-
-
-def _checkpointer() -> Any:
-    import orbax.checkpoint as ocp  # not at the top: it is slow to import
-
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from neuroal_jax.allocation.allocation import Allocation
+from neuroal_jax.allocation.problem import Decision
 from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.data.windows import Windows
-from neuroal_jax.masks.budget import Shapes
-from neuroal_jax.pruners import sparsegpt
+from neuroal_jax.masks.budget import Budget
+from neuroal_jax.models.family import Shapes
+from neuroal_jax.numerics.cholesky import DAMPING
 from neuroal_jax.run.plan import Plan
-from neuroal_jax.search.search import Found
-from neuroal_jax.walk.blocks import BlockResult
+from neuroal_jax.walk.final import BlockResult
 
 log = logging.getLogger("neuroal_jax")
 
@@ -26,32 +27,23 @@ def print_perplexity(state: str, value: float, windows: Windows) -> None:
     log.info("%s token_ppl@%d (%s, %d windows): %.4f", state, seqlen, windows.origin, count, value)
 
 
-def print_lambdas(found: Found) -> None:
-    """The chosen lambda of each step, with its score and the range of all candidates' scores."""
-    steps = (("block", found.lambda_block, found.scores_block), ("row", found.lambda_row, found.scores_row))
-    for step, chosen, scores in steps:
-        if chosen is not None:
-            log.info(
-                "%s step: lambda %g (alignment score %.6g; %d candidates, worst %.6g)",
-                step,
-                chosen,
-                min(scores),
-                len(scores),
-                max(scores),
-            )
+def print_search(decision: Decision, objective: str) -> None:
+    """The winner of each stage that was searched, with its score and the range of all candidates' scores."""
+    for stage, chosen in decision.chosen.items():
+        scores = [candidate.score for candidate in decision.stages[stage]]
+        parameters = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+        best, worst = min(scores), max(scores)
+        message = "%s step: %s (%s score %.6g; %d candidates, worst %.6g)"
+        log.info(message, stage, parameters, objective, best, len(scores), worst)
 
 
 def print_damping(blocks: list[BlockResult]) -> None:
     """How many Hessians took more than the first damping."""
     dampings = [damping for block in blocks for damping in block.damping.values()]
-    raised = sum(damping > sparsegpt.DAMPING[0] for damping in dampings)
+    raised = sum(damping > DAMPING[0] for damping in dampings)
     if raised:
-        log.info(
-            "%d of %d linears took more than the damping %g: see 'damping' in the manifest",
-            raised,
-            len(dampings),
-            sparsegpt.DAMPING[0],
-        )
+        message = "%d of %d linears took more than the damping %g: see 'damping' in the manifest"
+        log.info(message, raised, len(dampings), DAMPING[0])
 
 
 def print_blocks(allocation: Allocation, zeros: list[int], shapes: Shapes) -> None:
@@ -77,13 +69,13 @@ def print_result(manifest: Mapping[str, Any], out: Path, saved: str | None) -> N
     log.info("written to %s. Zeros in dense tensors alone make nothing smaller or faster.", places)
 
 
-def print_plan(plan: Plan, checkpoint: Checkpoint, model: str, sparsity: float) -> None:
+def print_plan(plan: Plan, checkpoint: Checkpoint, model: str, budget: Budget) -> None:
     """The plan of a dry run."""
     log.info("%s: %s, %d blocks, %s", model, checkpoint.family.name, plan.num_blocks, checkpoint.dtype)
     log.info("%-24s  %8s  %8s  %14s", "linear (in every block)", "out", "in", "weights")
     for name, (out, width) in plan.linears.items():
         log.info("%-24s  %8d  %8d  %14d", name, out, width, out * width)
-    log.info("prunable weights: %d, to remove: %d", plan.prunable, round(sparsity * plan.prunable))
+    log.info("prunable weights: %d, to remove: %d", budget.prunable, budget.total)
     if plan.candidate_batch:
         log.info("candidates per batch: %d", plan.candidate_batch)
     log.info("device memory peak: %s of %s", _gib(plan.device_peak), _gib(plan.device_available))

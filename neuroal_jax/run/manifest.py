@@ -4,17 +4,20 @@ import importlib.metadata
 import platform
 import resource
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from neuroal_jax import __version__
+from neuroal_jax.allocation.problem import Decision
 from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.data.windows import Windows
+from neuroal_jax.machine.programs import Trace
+from neuroal_jax.masks.budget import EXACT
+from neuroal_jax.run.compute import PrunedModel
 from neuroal_jax.run.plan import Plan
-from neuroal_jax.search.search import Found
-from neuroal_jax.walk.blocks import BlockResult
+from neuroal_jax.run.settle import SettledRun
 
 FORMAT = "neuroal-manifest-1"
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "safetensors", "transformers", "datasets")
@@ -52,28 +55,32 @@ def describe_perplexities(
     return {"dense": first.get("dense"), "pruned": first.get("pruned"), "seqlen": seqlen, "texts": texts}
 
 
-def describe_search(found: Found) -> dict[str, Any]:
-    """The chosen lambdas, every candidate's score in order, the winner's alignment, and what OWL or Alpha measured."""
+def describe_search(decision: Decision) -> dict[str, Any]:
+    """Every candidate of every stage with its parameters and score, the winner's, and what was measured.
+
+    `lambda_block`, `lambda_row` and `scores` repeat what NeuroAL's steps say in `candidates`, for older readers.
+    """
+    scores = {stage: [candidate.score for candidate in found] for stage, found in decision.stages.items()}
     return {
-        "lambda_block": found.lambda_block,
-        "lambda_row": found.lambda_row,
-        "scores": {"block": found.scores_block, "row": found.scores_row},
-        "alignment": found.alignment,
-        "measured": found.measured,
+        "lambda_block": decision.chosen.get("block", {}).get("lambda"),
+        "lambda_row": decision.chosen.get("row", {}).get("lambda"),
+        "scores": {"block": [], "row": [], **scores},
+        "candidates": {
+            stage: [{**candidate.parameters, "score": candidate.score} for candidate in found]
+            for stage, found in decision.stages.items()
+        },
+        "chosen": {stage: dict(parameters) for stage, parameters in decision.chosen.items()},
+        "alignment": decision.objective,
+        "measured": dict(decision.measured),
     }
 
 
-def describe_damping(blocks: list[BlockResult]) -> list[dict[str, float]]:
-    """Per block, what the Hessian of each linear's input was damped with; empty for pruners without one."""
-    return [block.damping for block in blocks if block.damping]
-
-
-def describe_machine(plan: Plan, traces: Counter[str]) -> dict[str, Any]:
-    """The device, how the work was cut for it, and what it took."""
+def describe_machine(plan: Plan, traces: Sequence[Trace]) -> dict[str, Any]:
+    """The device, how the work was cut for it, and what it took; `traces`: programs that were not there before."""
     return {
         "device": jax.local_devices()[0].device_kind,
         "candidate_batch": plan.candidate_batch,
-        "traces": dict(traces),
+        "traces": dict(Counter(trace.name for trace in traces)),
         "memory_bytes": {
             "planned_device_peak": plan.device_peak,
             "planned_host_peak": plan.host_peak,
@@ -89,3 +96,42 @@ def describe_hashes(
     """SHA-256 of the weights (all, and the prunable ones), of config.json and of the tokens used."""
     tokens = {name: None if windows is None else windows.sha256 for name, windows in data.items()}
     return {**weights, "config": checkpoint.config_file.sha256, **tokens}
+
+
+def describe_run(
+    settled: SettledRun,
+    plan: Plan,
+    pruned: PrunedModel,
+    calibration: Windows,
+    evaluations: Mapping[str, Windows],
+    hashes: Mapping[str, str],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The content of manifest.json."""
+    budget = settled.budget
+    zeros = sum(sum(block.values()) for block in pruned.zeros)
+    if budget.kind == EXACT and zeros != budget.total:
+        raise AssertionError(f"{zeros} zeros of {budget.prunable} weights, expected {budget.total}")
+    data = {"calib": calibration, "eval": next(iter(evaluations.values()), None)}
+    options = settled.config.plain()
+    return {
+        "format": FORMAT,
+        **describe_search(pruned.decision),
+        "damping": [block.damping for block in pruned.blocks if block.damping],
+        "sparsity": {
+            "requested": budget.sparsity,
+            "achieved": zeros / budget.prunable,
+            "zeros": zeros,
+            "prunable": budget.prunable,
+        },
+        "linears": {linear: list(shape) for linear, shape in budget.shapes.items()},
+        "zeros_per_linear": pruned.zeros,
+        "token_ppl": describe_perplexities(pruned.token_ppl, evaluations, calibration.ids.shape[1]),
+        "seconds": dict(seconds),
+        "versions": versions(),
+        "hashes": describe_hashes(settled.checkpoint, hashes, data),
+        "data": {name: describe_windows(windows) for name, windows in data.items()},
+        **describe_machine(plan, pruned.traces),
+        "options": options,
+        "asked": {name: value for name, value in settled.asked.plain().items() if value != options[name]},
+    }

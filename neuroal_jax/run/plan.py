@@ -6,32 +6,35 @@ The formula, with C candidates per batch out of K, N search sequences of T token
                                                             one before, what the next is read from, and transposes)
            + hidden states                                 (K * N * T * h, or all calibration and evaluation windows)
            + C * (N * T * widest live activations + pruned block weights + selection of the widest linear)
-           + with SparseGPT, per candidate: every input's Hessian and its factor, twice the widest to factorise it, and
-             the widest linear three times, all fp32
-           + with DSnoT, outside of the search: sorts of the widest linear
+           + what the pruner says that it takes, per candidate (a Hessian and its factor for every input, say)
+           + what the refinement says that it takes, outside of the search
            + attention scores of a few sequences           (a constant bound)
-    state  = 2 * hidden states + masks                     (on disk, for --resume; SparseGPT: and the updated weights)
+    state  = 2 * hidden states + masks                     (on disk, for --resume; and the updated weights)
     host   = Python, JAX and compiled programs (constants) + masks + device where that is the host's own memory
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from neuroal_jax.checkpoint.opened import Checkpoint
+from neuroal_jax.command.config import PruneConfig
+from neuroal_jax.data.windows import Windows, default_seqlen
 from neuroal_jax.machine.memory import available_memory
 from neuroal_jax.masks.budget import prunable_weights
 from neuroal_jax.models.layers import score_bytes
-from neuroal_jax.walk.blocks import candidates_together
-from neuroal_jax.walk.programs import Method
+from neuroal_jax.run.settle import SettledRun
+from neuroal_jax.walk.blocks import batch_size
+from neuroal_jax.walk.method import Method
+from neuroal_jax.walk.search import candidates_together
 
 _SELECTION_BYTES = 14  # per weight: fp32 score, its sortable bits, ranks of ties, flags
-_REFINEMENT_BYTES = 36  # per weight: contributions, scores, gains, two sorts with their keys
 _RUNTIME_BYTES = 420 * 2**20  # Python and JAX
 _TEXT_BYTES = 270 * 2**20  # tokenizer and data sets
-# To compile and to hold the programs of each kind that a run has.
-_COMPILER_BYTES = {"prune": 60 * 2**20, "search": 165 * 2**20, "hessian": 110 * 2**20, "dsnot": 60 * 2**20}
+# To compile and to hold the programs that every run has, and those of a search.
+_COMPILER_BYTES, _SEARCH_COMPILER_BYTES = 60 * 2**20, 165 * 2**20
 _USABLE = 0.8  # share of free memory to plan with
 _CACHE_BYTES = 64 * 2**20  # on a CPU, candidates run together while their activations are no more: about its cache
 
@@ -81,6 +84,32 @@ class Plan:
     state_bytes: int
 
 
+def reads_text(config: PruneConfig) -> bool:
+    """Whether calibration or evaluation is text, not a file of token ids."""
+    return not all(source.endswith((".npy", ".npz")) for source in [config.calib, *config.evaluations])
+
+
+def plan_run(settled: SettledRun, calibration: Windows | None, evaluations: Mapping[str, Windows]) -> Plan:
+    """The plan of a run; before the data is read, with the sizes that the options ask for."""
+    config = settled.config
+    samples, seqlen = config.nsamples, config.seqlen or default_seqlen(config.model)
+    if calibration is not None:
+        samples, seqlen = calibration.ids.shape
+    work = Workload(
+        steps=settled.stage_sizes,
+        search_samples=min(config.search_samples, samples),
+        samples=samples,
+        windows=max((len(windows.ids) for windows in evaluations.values()), default=0),
+        seqlen=seqlen,
+        batch=batch_size(seqlen, samples),
+        dtype=config.dtype,
+        save_model=config.save_model is not None or settled.method.updates_weights,
+        method=settled.method,
+        reads_text=reads_text(config),
+    )
+    return make_plan(settled.checkpoint, work, config.candidate_batch)
+
+
 def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan:
     """Plans a run; `limit` is the user's bound on candidates per batch."""
     shapes = checkpoint.linear_shapes()
@@ -90,13 +119,13 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     live = size * _live_width(checkpoint)
     selection = _SELECTION_BYTES * max(math.prod(shape) for shape in shapes.values())
     available, on_host = device_memory()
-    hessians = _hessian_bytes(checkpoint) if "hessian" in work.method.needs else 0
-    refinement = _REFINEMENT_BYTES * max(map(math.prod, shapes.values())) if work.method.refine else 0
+    widths = {linear.reads: shapes[linear.name][1] for linear in checkpoint.family.linears}
+    pruner, refinement = work.method.memory(shapes, widths)
     attention = 2 * max(score_bytes(), 4 * checkpoint.config.num_attention_heads * work.seqlen**2)
     fixed = (5 if on_host else 2) * block + attention
 
     tokens = work.search_samples * work.seqlen
-    per_candidate = tokens * (live + hidden) + block + selection + hessians
+    per_candidate = tokens * (live + hidden) + block + selection + pruner
     search_fixed = fixed + sum(work.steps[-1:]) * tokens * hidden
     fits = int((_USABLE * available - search_fixed) // per_candidate)
     wanted = limit or (_CACHE_BYTES // (tokens * live) if on_host else fits)
@@ -105,7 +134,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
 
     windows = max(work.samples, work.windows or 0)
     walk_tokens = work.batch * work.seqlen
-    walk_peak = fixed + windows * work.seqlen * hidden + walk_tokens * live + block + selection + hessians + refinement
+    walk_peak = fixed + windows * work.seqlen * hidden + walk_tokens * live + block + selection + pruner + refinement
 
     mask_bytes = checkpoint.num_blocks * sum(out * -(-width // 8) for out, width in shapes.values())
     device = max(search_peak, walk_peak)
@@ -115,7 +144,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     certain = (held + states if on_host else 0) + mask_bytes
     search_tokens = tokens * batch * -(-max(work.steps, default=0) // batch) if batch else 0
     updated = prunable_weights(shapes, checkpoint.num_blocks) * _stored_size(checkpoint)
-    updated *= work.method.pruner.updates_weights
+    updated *= work.method.updates_weights
     model_bytes = sum(info.size * {"F32": 4}.get(info.dtype, 2) for info in checkpoint.source.infos.values())
     return Plan(
         linears=shapes,
@@ -137,13 +166,8 @@ def _stored_size(checkpoint: Checkpoint) -> int:
 
 
 def _runtime_bytes(work: Workload) -> int:
-    has = {
-        "prune": True,
-        "search": bool(work.steps),
-        "hessian": "hessian" in work.method.needs,
-        "dsnot": work.method.refine is not None,
-    }
-    compiler = sum(size for kind, size in _COMPILER_BYTES.items() if has[kind])
+    searching = _SEARCH_COMPILER_BYTES if work.steps else 0
+    compiler = _COMPILER_BYTES + searching + work.method.compiler_bytes
     return _RUNTIME_BYTES + _TEXT_BYTES * work.reads_text + compiler
 
 
@@ -161,14 +185,6 @@ def _live_width(checkpoint: Checkpoint) -> int:
         readers[linear.reads] = readers.get(linear.reads, width) + out
     widest = max(readers.values())
     return widest + 2 * checkpoint.config.hidden_size
-
-
-def _hessian_bytes(checkpoint: Checkpoint) -> int:
-    """What SparseGPT holds while it prunes one block."""
-    shapes = checkpoint.linear_shapes()
-    widths = {linear.reads: shapes[linear.name][1] for linear in checkpoint.family.linears}
-    squares = [width**2 for width in widths.values()]
-    return 4 * (2 * sum(squares) + 2 * max(squares) + 3 * max(math.prod(shape) for shape in shapes.values()))
 
 
 def device_memory() -> tuple[int, bool]:

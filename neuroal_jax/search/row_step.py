@@ -1,31 +1,13 @@
 """Row step: rows whose outputs pruning disturbs are kept denser, lambda says by how much."""
 
-from typing import Any
-
 import numpy as np
 
 from neuroal_jax.allocation.allocation import Allocation, Sparsity
+from neuroal_jax.allocation.problem import Differences, Problem
 from neuroal_jax.allocation.spread import HIGHEST, LOWEST, spread
-from neuroal_jax.masks.budget import Shapes
-from neuroal_jax.models.family import Family
-from neuroal_jax.search import block_step
-
-Differences = list[dict[str, np.ndarray]]  # per block: D - S of every input, fp32 [in]
 
 
-def lambda_set(name: str) -> tuple[float, ...]:
-    """0.0 (every row as its block), then the block step's set."""
-    return (0.0, *(block_step.PAPER if name == "paper" else block_step.REFERENCE))
-
-
-def candidate(
-    base: Allocation,
-    strength: float,
-    differences: Differences,
-    model: tuple[Family, Any],
-    shapes: Shapes,
-    budget: str,
-) -> Allocation:
+def candidate(base: Allocation, strength: float, differences: Differences, problem: Problem) -> Allocation:
     """Spreads each linear's sparsity over its rows, by the `D - S` of the input which the rows become.
 
     The last block, and linears whose `D - S` are all equal, keep their block's sparsity in every row.
@@ -34,18 +16,15 @@ def candidate(
         base: The block step's winner (or the uniform allocation).
         strength: lambda.
         differences: `D - S` under `base`.
-        model: The family and its config.
-        shapes: `(out, in)` of each linear.
-        budget: `exact`; or `reference`, which repeats what the released code does under grouped-query attention
-            (the first `out` of the query heads' rows) and lists every row of every linear.
+        problem: The model's linears. With a `reference` budget, what the released code does under grouped-query
+            attention is repeated (the first `out` of the query heads' rows), and every row of every linear is listed.
     """
-    family, config = model
-    reference = budget == "reference"
+    family, config, reference = problem.family, problem.config, problem.reference
     blocks: list[dict[str, Sparsity]] = []
     for b, sparsities in enumerate(base.blocks):
         block: dict[str, Sparsity] = {}
         for linear in family.linears:
-            out = shapes[linear.name][0]
+            out = problem.shapes[linear.name][0]
             sparsity = float(np.mean(sparsities[linear.name]))
             u = np.zeros(out)
             left_out = reference and linear.name in family.reference_uniform

@@ -1,0 +1,95 @@
+"""What an allocation is asked, what it may ask of the model, and what it answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Array
+
+from neuroal_jax.allocation.allocation import Allocation
+from neuroal_jax.models.family import Family, Shapes
+from neuroal_jax.numerics.statistics import Statistics
+
+Differences = list[dict[str, np.ndarray]]  # per block: D - S of every input, fp32 [in]
+Measurement = Callable[[Mapping[str, Array], Mapping[str, Statistics]], Any]  # of a block's W[out, in] and its inputs
+
+
+class Model(Protocol):
+    """What the models that are asked about can do."""
+
+    def measure(self, label: str, needs: Sequence[str], of_block: Measurement) -> list[Any]:
+        """What `of_block(linears, statistics)` gives for every block of the dense model.
+
+        Args:
+            label: Of the measurement, lower case and dashes.
+            needs: Statistics of every input over the calibration set; without any, no activations are computed.
+            of_block: Given a block's linears `W[out, in]` by name and the statistics of its inputs by name; gives a
+                number, an array or a dict of arrays.
+        """
+
+    def score(self, stage: str, candidates: Sequence[Allocation]) -> np.ndarray:
+        """The objective of each candidate over the search set, `[candidate, block, linear]`; its sum is the score."""
+
+    def align(self, candidate: Allocation) -> tuple[np.ndarray, Differences]:
+        """One candidate's objective `[block, linear]`, and the `D - S` of every input in every block."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an allocation decides about.
+
+    Attributes:
+        sparsity: Share of all prunable weights to remove.
+        num_blocks: Number of blocks.
+        shapes: `(out, in)` of each linear of a block, in the family's order.
+        family: The model's family, whose `linears` say what feeds what.
+        config: The model's config.
+        options: All options of the run by name.
+        model: For measurements and scores.
+    """
+
+    sparsity: float
+    num_blocks: int
+    shapes: Shapes
+    family: Family
+    config: Any
+    options: Mapping[str, Any]
+    model: Model
+
+    @property
+    def linears(self) -> list[str]:
+        """Names of a block's linears."""
+        return list(self.shapes)
+
+    @property
+    def reference(self) -> bool:
+        """Whether to repeat what the released code does."""
+        return bool(self.options["budget"] == "reference")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate of a stage of a search: its parameters by name (None: it has none of its own), and its score."""
+
+    parameters: Mapping[str, float | None]
+    score: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An allocation and how it was found.
+
+    Attributes:
+        allocation: The winner.
+        stages: Every candidate of every stage, in order.
+        chosen: The winner's parameters of each stage that was searched.
+        objective: Per block, what each linear adds to the winner's score; None without a search.
+        measured: What was measured of every block, by name; None where there is no number.
+    """
+
+    allocation: Allocation
+    stages: Mapping[str, list[Candidate]] = field(default_factory=dict)
+    chosen: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    objective: list[dict[str, float]] | None = None
+    measured: Mapping[str, list[float | None]] = field(default_factory=dict)

@@ -1,0 +1,148 @@
+"""One check for each kind of value that a user gives; errors name the flag, what was found and what is expected."""
+
+import math
+import os
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from neuroal_jax.errors import UserError
+from neuroal_jax.registry import Option
+
+LAMBDA_SETS = ("paper", "reference")
+MAX_LAMBDA = 0.5  # densities span 2 * lambda, and no span exceeds 1
+
+T = TypeVar("T")
+
+
+def flag(name: str) -> str:
+    """An option's flag on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def unknown(name: str, value: Any, choices: Collection[str]) -> str:
+    """What to say of a name that is not one of some."""
+    close = get_close_matches(str(value), list(choices), n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"{flag(name)} {value} is unknown{hint}: expected one of {', '.join(choices)}"
+
+
+def optional(check: Callable[[str, Any], T], name: str, value: Any) -> T | None:
+    """None, or what `check` makes of the value."""
+    return None if value is None else check(name, value)
+
+
+def choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """One of some names."""
+    if not isinstance(value, str) or value not in choices:
+        raise UserError(unknown(name, value, choices))
+    return value
+
+
+def text(name: str, value: Any) -> str:
+    """A name or a path; `~` is expanded."""
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise UserError(f"{flag(name)} is {value!r}, expected a name or a path")
+    return os.path.expanduser(value)
+
+
+def _number(name: str, value: Any, expected: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{flag(name)} is {value!r}, expected {expected}") from None
+
+
+def fraction(name: str, value: Any) -> float:
+    """A number between 0 and 1, both excluded."""
+    expected = "a number between 0 and 1, both excluded"
+    number = _number(name, value, expected)
+    if not 0 < number < 1:  # false for NaN too
+        raise UserError(f"{flag(name)} is {value}, expected {expected}")
+    return number
+
+
+def whole(name: str, value: Any, low: int) -> int:
+    """A whole number of at least `low`."""
+    expected = f"a whole number of at least {low}"
+    number = _number(name, value, expected)
+    if not math.isfinite(number) or number != int(number) or not low <= number < 2**31:
+        raise UserError(f"{flag(name)} is {value}, expected {expected}")
+    return int(number)
+
+
+def positive(name: str, value: Any) -> int:
+    """A whole number of at least 1."""
+    return whole(name, value, low=1)
+
+
+def ranged(name: str, value: Any, low: float, high: float) -> float:
+    """A finite number from `low` to `high`."""
+    bounds = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
+    number = _number(name, value, f"a number {bounds}")
+    if not low <= number <= high or not math.isfinite(number):
+        raise UserError(f"{flag(name)} is {value}, expected a number {bounds}")
+    return number
+
+
+def boolean(name: str, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise UserError(f"{flag(name)} is {value!r}, expected true or false")
+    return value
+
+
+def own_option(option: Option, value: Any) -> int | float:
+    """A value of a method's own option: a whole number where its default is one."""
+    if isinstance(option.default, int):
+        return whole(option.name, value, low=int(option.low))
+    return ranged(option.name, value, option.low, option.high)
+
+
+def lambdas(name: str, value: Any) -> str | tuple[float, ...]:
+    """The name of a set of lambdas, or numbers."""
+    if isinstance(value, str) and value in LAMBDA_SETS:
+        return value
+    items = value.replace(",", " ").split() if isinstance(value, str) else value
+    expected = f"'paper', 'reference' or numbers from 0 to {MAX_LAMBDA}"
+    if not isinstance(items, list | tuple):
+        items = [items]
+    if not items:
+        raise UserError(f"{flag(name)} is empty, expected {expected}")
+    numbers = tuple(_number(name, item, expected) for item in items)
+    bad = [number for number in numbers if not 0 <= number <= MAX_LAMBDA]
+    if bad:
+        raise UserError(f"{flag(name)} holds {bad[0]}, expected {expected}")
+    return numbers
+
+
+def sources(text: str) -> list[str]:
+    """Texts separated by commas; a file whose name has a comma stands alone."""
+    return [text] if os.path.isfile(text) else [os.path.expanduser(item.strip()) for item in text.split(",")]
+
+
+def refuse_same_directory(paths: Mapping[str, str | None]) -> None:
+    """Raises UserError if two of these directories, by flag, are one."""
+    seen: dict[str, str] = {}
+    for flag, value in paths.items():
+        if value is not None and not (flag == "--model" and value == "demo"):
+            path = os.path.realpath(value)
+            if path in seen:
+                raise UserError(f"{seen[path]} and {flag} are the same directory, {value}: choose another")
+            seen[path] = flag
+
+
+def check_names(values: Mapping[str, Any], known: Collection[str], origin: str) -> dict[str, Any]:
+    """Option names with underscores; raises UserError for one that is not `known`."""
+    result = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise UserError(f"{origin}: " + unknown("option", str(key), tuple(known)).removeprefix("--option "))
+        if name in result:
+            raise UserError(f"{origin}: {name} appears twice")
+        result[name] = value
+    return result

@@ -1,0 +1,82 @@
+"""The files of a state: trees of arrays as safetensors, each whole and unchanged or not read at all."""
+
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from neuroal_jax.files.writing import replaced
+
+Output = dict[str, Any]  # of one block: nested dicts of arrays and numbers
+
+_NAME = re.compile(r"(\d+)-([a-z-]+)-(\d+)\.(hidden|outputs)")
+
+
+class Item(NamedTuple):
+    """A file of a state; the order of items is that of the run."""
+
+    walk: int
+    block: int
+    label: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return f"{self.walk:02d}-{self.label}-{self.block:05d}.{self.kind}"
+
+
+class Store:
+    """The items in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def items(self) -> list[Item]:
+        """All that are there, in order."""
+        found = (_NAME.fullmatch(name) for name in sorted(os.listdir(self.directory)))
+        return [Item(int(match[1]), int(match[3]), match[2], match[4]) for match in found if match]
+
+    def save(self, item: Item, content: Output) -> None:
+        """Writes an item whole or not at all; keys are text without a slash, and keep their order."""
+        flat = flatten_dict(content, keep_empty_nodes=True, sep="/")
+        arrays = {key: np.asarray(value, order="C") for key, value in flat.items() if value is not empty_node}
+        about = {"keys": list(flat), "checksum": _checksum(arrays)}
+        with replaced(self.directory / item.name) as part:
+            save_file(arrays, part, metadata={"about": json.dumps(about)})
+
+    def read(self, item: Item) -> Output:
+        """An item's content, numbers as arrays without axes; raises ValueError if it is not what was written."""
+        with safe_open(self.directory / item.name, framework="np") as file:
+            about = json.loads(file.metadata()["about"])
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        if about["checksum"] != _checksum(arrays):
+            raise ValueError(f"{item.name} is not what was written")
+        tree: Output = unflatten_dict({key: arrays.get(key, {}) for key in about["keys"]}, sep="/")
+        return tree
+
+    def forget(self, unwanted: Callable[[Item], bool], keep: str) -> None:
+        """Removes items, and what is none but `keep`: a kill leaves half-written ones under other names."""
+        wanted = {keep} | {item.name for item in self.items() if not unwanted(item)}
+        for name in set(os.listdir(self.directory)) - wanted:
+            path = self.directory / name
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    """CRC-32 of named arrays: names, dtypes, shapes and all bytes."""
+    value = 0
+    for name in sorted(arrays):
+        array = arrays[name]
+        value = zlib.crc32(f"{name}{array.dtype}{array.shape}".encode(), value)
+        value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
+    return value

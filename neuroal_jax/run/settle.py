@@ -1,0 +1,90 @@
+"""Options that depend on the model or the machine, settled: once, before any data is read."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from neuroal_jax.allocation import ALLOCATIONS
+from neuroal_jax.allocation.allocation import Allocation, mean_sparsity
+from neuroal_jax.allocation.file import load_allocation
+from neuroal_jax.checkpoint.opened import Checkpoint, open_checkpoint
+from neuroal_jax.command.config import AUTO, PruneConfig
+from neuroal_jax.errors import UserError
+from neuroal_jax.masks.budget import Budget
+from neuroal_jax.masks.patterns import PATTERNS
+from neuroal_jax.pruners import PRUNERS
+from neuroal_jax.walk.method import Method, make_method
+
+log = logging.getLogger("neuroal_jax")
+
+
+@dataclass(frozen=True)
+class SettledRun:
+    """What a run works on.
+
+    Attributes:
+        asked: The options as the user gave them.
+        config: The options, with everything resolved that depends on the model or the machine.
+        checkpoint: The opened model.
+        method: How weights are chosen.
+        budget: How many go.
+        given: The allocation of a file, if one was named.
+        stage_sizes: Number of candidates of each stage of the search; empty without a search.
+    """
+
+    asked: PruneConfig
+    config: PruneConfig
+    checkpoint: Checkpoint
+    method: Method
+    budget: Budget
+    given: Allocation | None
+    stage_sizes: list[int]
+
+
+def settle(asked: PruneConfig) -> SettledRun:
+    """Opens the model and settles what depends on it or on the machine.
+
+    Raises:
+        UserError: If the model or an allocation file cannot be used.
+    """
+    config, checkpoint = asked, open_checkpoint(asked.model)
+    pruner = PRUNERS[config.pruner]
+    by_row = PATTERNS[pruner.pattern].by_row
+    given, sparsity = _given(config, checkpoint, by_row)
+    stage_sizes: list[int] = []
+    if given is None:
+        code = ALLOCATIONS.module(config.allocation)
+        changes = code.settle(config.plain(), by_row) if hasattr(code, "settle") else {}
+        if changes:
+            config = replace(config, **changes)
+            settled = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
+            log.info("%s chooses over all rows of a linear: the search goes on with %s", config.pruner, settled)
+        stage_sizes = code.stage_sizes(config.plain(), sparsity) if hasattr(code, "stage_sizes") else []
+    if config.dtype == AUTO:
+        config = replace(config, dtype="float32" if jax.default_backend() == "cpu" else checkpoint.dtype)
+    config = replace(config, save_model=config.model_directory)
+    method = make_method(config.pruner, config.refine, config.plain())
+    budget = Budget(checkpoint.linear_shapes(), checkpoint.num_blocks, sparsity, config.budget, method.pattern)
+    return SettledRun(asked, config, checkpoint, method, budget, given, stage_sizes)
+
+
+def _given(config: PruneConfig, checkpoint: Checkpoint, by_row: bool) -> tuple[Allocation | None, float]:
+    """The allocation of a file, if one was named, and the share of weights to remove."""
+    given, requested = None, None
+    if config.allocation not in ALLOCATIONS:
+        shapes = checkpoint.linear_shapes()
+        path, names = Path(config.allocation), checkpoint.prunable()
+        given, requested = load_allocation(path, names, shapes, checkpoint.num_blocks)
+        requested = requested or mean_sparsity(given, shapes)
+        if not by_row and any(isinstance(s, np.ndarray) for block in given.blocks for s in block.values()):
+            raise UserError(
+                f"--allocation {config.allocation} lists rows, but --pruner {config.pruner} chooses over all rows of a "
+                "linear: use an allocation of NeuroAL's block step, or another pruner"
+            )
+    sparsity = config.sparsity or requested
+    if sparsity is None or not 0 < sparsity < 1:
+        raise UserError(f"--allocation {config.allocation} has the mean sparsity {sparsity}: give --sparsity")
+    return given, sparsity

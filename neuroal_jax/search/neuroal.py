@@ -1,0 +1,91 @@
+"""NeuroAL: search lambda for the blocks, then for the rows, by neuron alignment (the paper's section 3)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from neuroal_jax.allocation import uniform
+from neuroal_jax.allocation.problem import Candidate, Decision, Problem
+from neuroal_jax.errors import IllegalCombination, UserError
+from neuroal_jax.search import block_step, row_step
+from neuroal_jax.search.lambdas import Lambdas, lambdas_for
+
+
+def allocate(problem: Problem) -> Decision:
+    """Searches the allocation whose pruned activations stay most aligned with the dense ones.
+
+    Returns:
+        The winner: the smallest score, the first on a tie. Without a block step the base of the row step is uniform,
+        and the block step's only candidate, without a lambda.
+
+    Raises:
+        UserError: If a score is not finite.
+    """
+    lambdas, linears, blocks = _lambdas(problem.options, problem.sparsity), problem.linears, problem.num_blocks
+    stages: dict[str, list[Candidate]] = {}
+    chosen: dict[str, dict[str, float]] = {}
+    base = uniform.allocation(problem.sparsity, linears, blocks)
+    if lambdas.block:
+        candidates = [block_step.candidate(problem.sparsity, x, linears, blocks) for x in lambdas.block]
+        objective = problem.model.score("block step", candidates)
+        stages["block"] = _scored(objective, lambdas.block)
+        best = _best(stages["block"], "block")
+        base, chosen["block"] = candidates[best], {"lambda": lambdas.block[best]}
+        if not lambdas.row:
+            return Decision(base, stages, chosen, _by_name(objective[best], linears))
+    # The winner walks once more, alone: its D - S then do not depend on which candidates it was batched with.
+    alone, differences = problem.model.align(base)
+    stages.setdefault("block", _scored(alone[None], (None,)))
+    candidates = [row_step.candidate(base, x, differences, problem) for x in lambdas.row]
+    objective = problem.model.score("row step", candidates)
+    stages["row"] = _scored(objective, lambdas.row)
+    best = _best(stages["row"], "row")
+    chosen["row"] = {"lambda": lambdas.row[best]}
+    return Decision(candidates[best], stages, chosen, _by_name(objective[best], linears))
+
+
+def stage_sizes(options: Mapping[str, Any], sparsity: float) -> list[int]:
+    """Number of candidates of each step that is searched."""
+    return _lambdas(options, sparsity).steps
+
+
+def settle(options: Mapping[str, Any], by_row: bool) -> dict[str, Any]:
+    """Without rows to tell apart, both steps become the block step.
+
+    Args:
+        options: All options of the run by name.
+        by_row: Whether every row has a number of its own.
+
+    Raises:
+        IllegalCombination: If only the row step was asked for.
+    """
+    if by_row or options["step"] == "block":
+        return {}
+    if options["step"] == "row":
+        raise IllegalCombination(
+            f"--step row does not go with --pruner {options['pruner']}, which chooses over all rows of a linear: "
+            "use --step block or another pruner"
+        )
+    return {"step": "block"}
+
+
+def _lambdas(options: Mapping[str, Any], sparsity: float) -> Lambdas:
+    return lambdas_for(options["step"], options["block_lambdas"], options["row_lambdas"], sparsity)
+
+
+def _scored(objective: np.ndarray, lambdas: tuple[float | None, ...]) -> list[Candidate]:
+    """Candidates with their scores, of the objective `[candidate, block, linear]`."""
+    scores = objective.sum(axis=2).sum(axis=1).tolist()
+    return [Candidate({"lambda": strength}, score) for strength, score in zip(lambdas, scores, strict=True)]
+
+
+def _best(candidates: list[Candidate], step: str) -> int:
+    scores = [candidate.score for candidate in candidates]
+    if not np.all(np.isfinite(scores)):
+        raise UserError(f"scores of the {step} step are not finite: {scores}; try --dtype float32")
+    return int(np.argmin(scores))
+
+
+def _by_name(objective: np.ndarray, linears: list[str]) -> list[dict[str, float]]:
+    return [dict(zip(linears, block, strict=True)) for block in objective.tolist()]

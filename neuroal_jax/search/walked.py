@@ -1,0 +1,67 @@
+"""The model that an allocation asks: measurements and scores by walking its blocks."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from neuroal_jax.allocation.allocation import Allocation
+from neuroal_jax.allocation.problem import Differences, Measurement
+from neuroal_jax.masks.budget import Budget
+from neuroal_jax.search.objective import OBJECTIVES
+from neuroal_jax.walk import measure, search
+from neuroal_jax.walk.blocks import Advance, Blocks
+from neuroal_jax.walk.method import Method
+
+Progress = Callable[[str, int, str], AbstractContextManager[Advance]]  # of a title, a total and its unit
+
+
+@dataclass(frozen=True)
+class WalkedModel:
+    """`allocation.problem.Model` on the blocks of a checkpoint.
+
+    Attributes:
+        blocks: The model.
+        method: How weights are chosen.
+        budget: How many go.
+        objective: Name of what candidates are scored by.
+        calibration: Token ids `[n, tokens]`, for measurements.
+        search_set: Token ids `[n, tokens]`, for scores.
+        candidate_batch: Candidates that run together.
+        progress: Shows how far a walk is.
+    """
+
+    blocks: Blocks
+    method: Method
+    budget: Budget
+    objective: str
+    calibration: np.ndarray
+    search_set: np.ndarray
+    candidate_batch: int
+    progress: Progress
+
+    def measure(self, label: str, needs: Sequence[str], of_block: Measurement) -> list[Any]:
+        """See `allocation.problem.Model`."""
+        with self.progress(label, self.budget.num_blocks, "block") as advance:
+            return measure.measure(self.blocks, label, self.calibration, needs, of_block, advance)
+
+    def score(self, stage: str, candidates: Sequence[Allocation]) -> np.ndarray:
+        """See `allocation.problem.Model`."""
+        counts = [self.budget.counts(candidate) for candidate in candidates]
+        with self.progress(stage, self.budget.num_blocks * len(counts), "candidate-block") as advance:
+            return search.score(
+                self.blocks, self.method, self._score, self.search_set, counts, self.candidate_batch, advance
+            )
+
+    def align(self, candidate: Allocation) -> tuple[np.ndarray, Differences]:
+        """See `allocation.problem.Model`."""
+        with self.progress("alignment", self.budget.num_blocks, "block") as advance:
+            counts = self.budget.counts(candidate)
+            return search.align(self.blocks, self.method, self._score, self.search_set, counts, advance)
+
+    @property
+    def _score(self) -> search.Objective:
+        score: search.Objective = OBJECTIVES.module(self.objective).score
+        return score

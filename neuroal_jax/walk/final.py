@@ -1,0 +1,132 @@
+"""Pruning the model: each block on statistics of the pruned blocks before it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from neuroal_jax.checkpoint.safetensors import FLOAT_DTYPES, is_finite
+from neuroal_jax.errors import UserError
+from neuroal_jax.numerics.cholesky import DAMPING
+from neuroal_jax.numerics.selection import Counts
+from neuroal_jax.numerics.statistics import Statistics
+from neuroal_jax.walk import programs
+from neuroal_jax.walk.blocks import Advance, Batches, Blocks, ignore
+from neuroal_jax.walk.method import Method
+from neuroal_jax.walk.programs import PrunedBlock, Weights
+
+# Given a block's number and its updated weights, gives what stands for them in the result: in files, for example.
+MoveUpdated = Callable[[int, dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What pruning one block gives, by linear.
+
+    Attributes:
+        packed: Masks, uint8 `[out, ceil(in / 8)]`, 1 = kept.
+        kept_zeros: Number of kept weights that are zero anyway.
+        updated: The weights in the checkpoint's dtype, where the pruner changed kept ones too; else empty.
+        damping: What the Hessian of each linear's input was damped with, where there is one.
+    """
+
+    packed: dict[str, np.ndarray]
+    kept_zeros: dict[str, int]
+    updated: dict[str, np.ndarray]
+    damping: dict[str, float]
+
+
+def prune(
+    blocks: Blocks,
+    method: Method,
+    windows: np.ndarray,
+    counts: Counts,
+    advance: Advance = ignore,
+    move_updated: MoveUpdated = lambda block, updated: updated,
+) -> list[BlockResult]:
+    """Prunes block by block, each on statistics of the pruned blocks before it.
+
+    Args:
+        blocks: The model.
+        method: How weights are chosen.
+        windows: Token ids `[n, tokens]`: the calibration set.
+        counts: How many weights go in every set of competitors.
+        advance: Told 1 after every block.
+        move_updated: What to do with the updated weights of every block.
+
+    Raises:
+        UserError: If activations, factors or updated weights are not finite.
+    """
+    steps = blocks.begin("pruning", advance)
+    hidden: Batches = steps.hidden(lambda: blocks.embed(blocks.batches(windows)) if method.needs else [])
+    results = [_stored(output, block, move_updated) for block, output in enumerate(steps.outputs)]
+    for block, weights in blocks.read(steps.first):
+        statistics = _statistics(blocks, method, block, weights, hidden, len(windows))
+        pruned = programs.prune(blocks.spec, method, weights, statistics, counts[block])
+        blocks.check_damping(block, pruned.damping)
+        result = _result(blocks, block, pruned, updates_weights=method.updates_weights)
+        if method.updates_weights:
+            pruned = pruned._replace(weights=Weights(blocks.put(result.updated), weights.rest))
+            result = replace(result, updated=move_updated(block, result.updated))
+        results.append(result)
+        if block < blocks.last:  # no one reads the last block's output
+            hidden = [programs.run(blocks.spec, pruned.weights, h) for h in hidden]
+        steps.record(block, hidden, vars(result))
+        advance(1)
+    return results
+
+
+def _statistics(
+    blocks: Blocks, method: Method, block: int, weights: Weights, hidden: Batches, sequences: int
+) -> dict[str, Statistics]:
+    """What the method needs of every input, over the first `sequences` sequences of the batches `hidden`."""
+    if not hidden:
+        return {}
+    state = blocks.new_statistics(method.needs, sequences)
+    for number, h in enumerate(hidden):
+        first = number * blocks.batch
+        state = programs.add_statistics(blocks.spec, weights, h, state, first, sequences)
+    return blocks.finished_statistics(block, state, sequences)
+
+
+def _result(blocks: Blocks, block: int, pruned: PrunedBlock, *, updates_weights: bool) -> BlockResult:
+    """Moves a pruned block to the host; updated weights in the dtype in which they will be stored."""
+    packed = {name: np.asarray(bits) for name, bits in pruned.packed.items()}
+    kept_zeros = {name: int(n) for name, n in pruned.kept_zeros.items()}
+    damping = {
+        linear.name: DAMPING[int(pruned.damping[linear.reads])]
+        for linear in blocks.spec.linears
+        if linear.reads in pruned.damping
+    }
+    if not updates_weights:
+        return BlockResult(packed, kept_zeros, {}, damping)
+    updated = {}
+    for name, weight in pruned.weights.linears.items():
+        updated[name] = _as_stored(blocks, blocks.checkpoint.linear_name(block, name), np.asarray(weight))
+        lost = weight.size - int(np.bitwise_count(packed[name]).sum())
+        kept_zeros[name] = int(np.count_nonzero(updated[name] == 0)) - lost
+    return BlockResult(packed, kept_zeros, updated, damping)
+
+
+def _as_stored(blocks: Blocks, tensor: str, weight: np.ndarray) -> np.ndarray:
+    """A weight in the checkpoint's dtype for a tensor; raises UserError where that cannot hold it."""
+    stored = FLOAT_DTYPES[blocks.checkpoint.source.infos[tensor].dtype]
+    with np.errstate(over="ignore"):
+        found = weight.astype(stored)
+    if not is_finite(found):
+        raise UserError(
+            f"tensor {tensor}: the updated weights are not finite in {stored.name}, the checkpoint's dtype: "
+            "convert the checkpoint to float32, or use another --pruner"
+        )
+    return found
+
+
+def _stored(output: dict[str, Any], block: int, move_updated: MoveUpdated) -> BlockResult:
+    """A block's result that an interrupted run stored."""
+    return BlockResult(
+        packed=output["packed"],
+        kept_zeros={name: int(n) for name, n in output["kept_zeros"].items()},
+        updated=move_updated(block, output["updated"]),
+        damping={name: float(value) for name, value in output["damping"].items()},
+    )

@@ -1,0 +1,53 @@
+"""Measuring every block of the dense model, for allocations that look before they decide."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from neuroal_jax.allocation.problem import Measurement
+from neuroal_jax.walk import programs
+from neuroal_jax.walk.blocks import Advance, Batches, Blocks, ignore
+
+
+def measure(
+    blocks: Blocks,
+    label: str,
+    windows: np.ndarray,
+    needs: Sequence[str],
+    of_block: Measurement,
+    advance: Advance = ignore,
+) -> list[Any]:
+    """What `of_block(linears, statistics)` gives for every block of the dense model, in order.
+
+    Args:
+        blocks: The model.
+        label: The walk's name in messages and in the state for --resume.
+        windows: Token ids `[n, tokens]`: the calibration set.
+        needs: Statistics of every input; without any, no activations are computed.
+        of_block: Given a block's linears `W[out, in]` and, by linear, the statistics of its input.
+        advance: Told 1 after every block.
+
+    Raises:
+        UserError: If activations are not finite.
+    """
+    steps = blocks.begin(label, advance)
+    hidden: Batches = steps.hidden(lambda: blocks.embed(blocks.batches(windows)) if needs else [])
+    found = [_plain(output["found"]) for output in steps.outputs]
+    for block, weights in blocks.read(steps.first):
+        state = blocks.new_statistics(tuple(needs), len(windows)) if needs else {}
+        for index, h in enumerate(hidden):
+            first = index * blocks.batch
+            hidden[index], state = programs.observe(blocks.spec, weights, h, state, first, len(windows))
+        statistics = blocks.finished_statistics(block, state, len(windows))
+        linears = {linear.name: weights.linears[linear.name] for linear in blocks.spec.linears}
+        by_linear = {linear.name: statistics.get(linear.reads, {}) for linear in blocks.spec.linears}
+        found.append(of_block(linears, by_linear))
+        steps.record(block, hidden, {"found": found[-1]})
+        advance(1)
+    return found
+
+
+def _plain(stored: Any) -> Any:
+    """A number again, where a number was stored as an array."""
+    return stored.item() if isinstance(stored, np.ndarray) and stored.ndim == 0 else stored

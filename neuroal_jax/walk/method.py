@@ -1,0 +1,127 @@
+"""How weights are chosen once it is known how many: the pruner, its pattern and the refinement of one run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from neuroal_jax.masks.patterns import Pattern, make_pattern
+from neuroal_jax.models.family import LinearSpec, Shapes
+from neuroal_jax.numerics.selection import Quota
+from neuroal_jax.numerics.statistics import Statistics
+from neuroal_jax.pruners import PRUNERS
+from neuroal_jax.refine import NONE, REFINEMENTS
+from neuroal_jax.registry import NO_SETTINGS, Settings
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the programs that prune are specialised to.
+
+    Attributes:
+        pruner: Its name.
+        settings: The values of its options.
+        pattern: Which weights compete.
+        refinement: Its name; `none` leaves the masks as they are.
+        refinement_settings: The values of its options.
+    """
+
+    pruner: str
+    settings: Settings
+    pattern: Pattern
+    refinement: str = NONE
+    refinement_settings: Settings = NO_SETTINGS
+
+    @property
+    def unrefined(self) -> "Method":
+        """Without the refinement, which plays no part in a search."""
+        return replace(self, refinement=NONE, refinement_settings=NO_SETTINGS)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The statistics that pruning a block takes."""
+        refinement = () if self.refinement == NONE else REFINEMENTS[self.refinement].needs
+        return tuple(sorted({*PRUNERS[self.pruner].needs, *refinement}))
+
+    @property
+    def updates_weights(self) -> bool:
+        """Whether kept weights change too."""
+        return PRUNERS[self.pruner].updates_weights
+
+    def prepare(self, statistics: Statistics) -> Any:
+        """What the linears that share an input need of its statistics."""
+        return self._code.prepare(statistics) if hasattr(self._code, "prepare") else statistics
+
+    def prune(
+        self, weight: Float[Array, "out in"], prepared: Any, quota: Quota
+    ) -> tuple[Float[Array, "out in"], Bool[Array, "out in"]]:
+        """A pruned weight, zeros where the mask is False, and the mask (True = kept)."""
+        if hasattr(self._code, "prune"):
+            weight, mask = self._code.prune(weight, prepared, quota, self.pattern, self.settings)
+            return weight, mask
+        mask = ~self.pattern.select(self._code.scores(weight, prepared), quota)
+        return jnp.where(mask, weight, 0), mask
+
+    def damping(self, prepared: Mapping[str, Any]) -> dict[str, Int[Array, ""]]:
+        """By input, the index into `cholesky.DAMPING` that its Hessian took; empty for pruners without one."""
+        if not hasattr(self._code, "damping"):
+            return {}
+        return {name: self._code.damping(of_input) for name, of_input in prepared.items()}
+
+    def sequence_weights(self, sequences: int) -> Float[Array, "sequence"]:
+        """By what each sequence counts in the objective of a search."""
+        if self.settings.reference and hasattr(self._code, "reference_weights"):
+            weights: Array = self._code.reference_weights(sequences)
+            return weights
+        return jnp.ones(sequences)
+
+    def refine(
+        self,
+        mask: Bool[Array, "out in"],
+        weight: Float[Array, "out in"],
+        statistics: Statistics,
+        linear: LinearSpec,
+    ) -> Bool[Array, "out in"]:
+        """The mask that the refinement makes of a mask; `weight` is the dense one."""
+        code = REFINEMENTS.module(self.refinement)
+        refined: Array = code.refine(mask, weight, statistics, linear, self.refinement_settings)
+        return refined
+
+    def memory(self, shapes: Shapes, widths: Mapping[str, int]) -> tuple[int, int]:
+        """Bytes beside a block's weights that the pruner takes, and those that the refinement takes.
+
+        Args:
+            shapes: `(out, in)` of each linear.
+            widths: Of each input.
+        """
+        pruner = self._code.memory(shapes, widths) if hasattr(self._code, "memory") else 0
+        refinement = sum(code.memory(shapes) for code in self._refinement_code if hasattr(code, "memory"))
+        return pruner, refinement
+
+    @property
+    def compiler_bytes(self) -> int:
+        """To compile and to hold what is special to this method."""
+        return sum(getattr(code, "COMPILER_BYTES", 0) for code in (self._code, *self._refinement_code))
+
+    @property
+    def _code(self) -> ModuleType:
+        return PRUNERS.module(self.pruner)
+
+    @property
+    def _refinement_code(self) -> list[ModuleType]:
+        """One module, or none."""
+        return [] if self.refinement == NONE else [REFINEMENTS.module(self.refinement)]
+
+
+def make_method(pruner: str, refinement: str = NONE, options: Mapping[str, Any] | None = None) -> Method:
+    """A method of registered parts, with the values of a run's `options` by name, or else with the defaults."""
+    reference = bool(options and options["budget"] == "reference")
+    entry = PRUNERS[pruner]
+    settings = PRUNERS.settings(pruner, options, reference=reference)
+    pattern = make_pattern(entry.pattern, settings[entry.pattern_size] if entry.pattern_size else None)
+    if refinement == NONE:
+        return Method(pruner, settings, pattern)
+    return Method(pruner, settings, pattern, refinement, REFINEMENTS.settings(refinement, options, reference=reference))

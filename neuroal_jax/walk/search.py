@@ -1,0 +1,108 @@
+"""Scoring candidates: how well does a model that is pruned as each says follow the dense one."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from neuroal_jax.allocation.problem import Differences
+from neuroal_jax.numerics.selection import Counts
+from neuroal_jax.walk import programs
+from neuroal_jax.walk.blocks import Advance, Blocks, ignore, repeated
+from neuroal_jax.walk.method import Method
+from neuroal_jax.walk.programs import Objective
+
+
+def dense_needs(method: Method) -> tuple[str, ...]:
+    """Statistics of the dense run that pruning a candidate and comparing it take."""
+    return tuple(sorted({*method.unrefined.needs, "squares"}))
+
+
+def score(
+    blocks: Blocks,
+    method: Method,
+    objective: Objective,
+    windows: np.ndarray,
+    candidates: Sequence[Counts],
+    batch: int,
+    advance: Advance = ignore,
+) -> np.ndarray:
+    """The objective of each candidate, `[candidate, block, linear]` (fp32 values as float64); its sum is the score.
+
+    Args:
+        blocks: The model.
+        method: How weights are chosen; its refinement plays no part.
+        objective: Compares an input's norms in the dense and in the pruned run.
+        windows: Token ids `[n, tokens]`: the search set.
+        candidates: How many weights go in every set of competitors, for each candidate.
+        batch: How many candidates run together; the last batch is filled up with copies.
+        advance: Told the number of candidates in a batch, after every batch of every block.
+
+    Raises:
+        UserError: If activations are not finite.
+    """
+    spec, method, needs = blocks.spec, method.unrefined, dense_needs(method)
+    groups = [list(candidates[start : start + batch]) for start in range(0, len(candidates), batch)]
+    steps = blocks.begin("search", lambda done: advance(done * len(candidates)))
+    hidden = steps.hidden(lambda: [repeated(blocks.embed([windows])[0], batch) for _ in groups])
+    scores = np.zeros((len(groups), batch, blocks.last + 1, len(spec.linears)))
+    for block, output in enumerate(steps.outputs):
+        scores[:, :, block] = output["scores"]
+    for block, weights in blocks.read(steps.first):
+        same = block == 0  # no candidate differs from the others yet
+        shared = repeated(programs.dense_run(spec, needs, weights, hidden[0][0]), batch) if same else None
+        for index, group in enumerate(groups):
+            padded = group + [group[-1]] * (batch - len(group))
+            quotas = jax.tree.map(lambda *leaves: np.stack(leaves), *(candidate[block] for candidate in padded))
+            statistics = shared or programs.dense_runs(spec, needs, weights, hidden[index])
+            compare = programs.compare_last if block == blocks.last else programs.compare
+            compared = compare(spec, method, objective, weights, hidden[index], statistics, quotas)
+            hidden[index] = compared.hidden
+            blocks.check_damping(block, compared.damping)
+            scores[index, :, block] = compared.scores
+            blocks.check_finite(block, scores[index, :, block].sum(axis=0))
+            advance(len(group))
+        steps.record(block, hidden, {"scores": scores[:, :, block]})
+    return scores.reshape(-1, *scores.shape[2:])[: len(candidates)]
+
+
+def align(
+    blocks: Blocks,
+    method: Method,
+    objective: Objective,
+    windows: np.ndarray,
+    counts: Counts,
+    advance: Advance = ignore,
+) -> tuple[np.ndarray, Differences]:
+    """One candidate's objective `[block, linear]` and, per block, the `D - S` of every input (fp32)."""
+    spec, method, needs = blocks.spec, method.unrefined, dense_needs(method)
+    steps = blocks.begin("alignment", advance)
+    hidden = steps.hidden(lambda: blocks.embed([windows]))
+    scores = [output["scores"] for output in steps.outputs]
+    differences = [output["differences"] for output in steps.outputs]
+    for block, weights in blocks.read(steps.first):
+        statistics = programs.dense_run(spec, needs, weights, hidden[0])
+        compared = programs.align(spec, method, objective, weights, hidden[0], statistics, counts[block])
+        blocks.check_damping(block, compared.damping)
+        hidden = [compared.hidden]
+        scores.append(np.asarray(compared.scores, dtype=np.float64))
+        blocks.check_finite(block, scores[-1])
+        differences.append({name: np.asarray(value) for name, value in compared.differences.items()})
+        steps.record(block, hidden, {"scores": scores[-1], "differences": differences[-1]})
+        advance(1)
+    return np.stack(scores), differences
+
+
+def candidates_together(sizes: Sequence[int], limit: int) -> int:
+    """How many candidates to run at once: the most, up to `limit`, that wastes at most a tenth on filling up batches.
+
+    Args:
+        sizes: Numbers of candidates of the stages to come.
+        limit: The most that memory or the user allows.
+    """
+
+    def waste(batch: int) -> int:
+        return sum(-size % batch for size in sizes)
+
+    limit = min(limit, max(sizes))
+    return next(batch for batch in range(limit, 0, -1) if 10 * waste(batch) <= sum(sizes))
