@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuroal_jax.command.config import refuse_same_directory
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
+from neuroal_jax.command.values import refuse_same_directory
 from neuroal_jax.files.writing import staged, write_json
 
 

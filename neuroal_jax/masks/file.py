@@ -121,7 +121,7 @@ def masks_of(path: Path, source: TensorSource, model: str) -> PackedMasks:
     masks = read_masks(path)
     if masks.updated_weights:
         raise UserError(
-            f"{path} alone does not hold the result, SparseGPT changed the kept weights too: use the model that "
+            f"{path} alone does not hold the result, its pruner changed the kept weights too: use the model that "
             "the run saved (--save-model; by default the directory 'model' beside the masks)"
         )
     check_source(masks, source, model)
