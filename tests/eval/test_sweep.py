@@ -87,6 +87,7 @@ def test_a_finished_run_with_other_options_is_not_taken_for_this_one(swept, llam
     assert "holds a run with --nsamples 128, not 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(llama, tokens, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "eval.sweep", *arguments(llama, tokens, out, pruners="magnitude,wanda")]

@@ -14,6 +14,7 @@ from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.command.config import ALLOCATIONS, PRUNERS, REFINEMENTS
 from neuroal_jax.masks.file import check_pruned
 from neuroal_jax.models.family import expand
+from tests.conftest import RUN
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -179,7 +180,7 @@ def test_hugging_face_to_flax_and_back_is_bit_exact(make_llama, family, dtype):
         assert back.tobytes() == np.ascontiguousarray(checkpoint.read(name)).tobytes(), name
 
 
-@pytest.mark.parametrize("family", ONE_OF_EACH)
+@pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ONE_OF_EACH])
 def test_every_family_prunes_saves_and_verifies(make_llama, tokens, tmp_path, family):
     from convert.masks_to_torch import apply_masks, verify
     from eval.perplexity import torch_perplexity
@@ -188,8 +189,7 @@ def test_every_family_prunes_saves_and_verifies(make_llama, tokens, tmp_path, fa
     masks, saved = tmp_path / "out" / "masks.safetensors", str(tmp_path / "model")
     result = prune(
         PruneConfig(
-            model=str(model), sparsity=0.6, calib=str(tokens), eval=str(tokens), out=str(tmp_path / "out"),
-            save_model=saved, block_lambdas=(0.05, 0.2), row_lambdas=(0.0, 0.2), candidate_batch=2,
+            model=str(model), calib=str(tokens), eval=str(tokens), out=str(tmp_path / "out"), save_model=saved, **RUN,
         )
     )  # fmt: skip
     sparsity = result.manifest["sparsity"]
@@ -220,15 +220,28 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize("family", ONE_OF_EACH)
-def test_every_pruner_allocation_and_refinement_hits_the_exact_budget(make_llama, tokens, tmp_path, family):
+@pytest.mark.parametrize(
+    ("family", "combinations"),
+    [
+        pytest.param("Llama", COMBINATIONS, id="Llama"),
+        pytest.param("Llama", EVERY, id="Llama-every", marks=pytest.mark.slow),
+        *(
+            pytest.param(family, COMBINATIONS, id=family, marks=[pytest.mark.slow, pytest.mark.xdist_group(family)])
+            for family in ONE_OF_EACH
+            if family != "Llama"
+        ),
+    ],
+)
+def test_every_pruner_allocation_and_refinement_hits_the_exact_budget(
+    make_llama, tokens, tmp_path, family, combinations
+):
     model = make_llama(family=family, **ONE_OF_EACH[family])
-    for pruner, allocation, refine in EVERY if family == "Llama" else COMBINATIONS:
+    for pruner, allocation, refine in combinations:
         out = tmp_path / f"{pruner}-{allocation}-{refine}"
         result = prune(
             PruneConfig(
-                model=str(model), sparsity=0.6, pruner=pruner, allocation=allocation, refine=refine, out=str(out),
-                calib=str(tokens), eval="none", block_lambdas=(0.05, 0.2), row_lambdas=(0.1,),
+                model=str(model), pruner=pruner, allocation=allocation, refine=refine, out=str(out), calib=str(tokens),
+                eval="none", **RUN,
             )
         )  # fmt: skip
         sparsity = result.manifest["sparsity"]
