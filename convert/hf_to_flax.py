@@ -10,7 +10,8 @@ from pathlib import Path
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import refuse_same_directory
-from neuroal_jax.files.writing import staged, write_json
+from neuroal_jax.files.staging import staged
+from neuroal_jax.files.writing import write_json
 
 
 def convert(model: str, out: Path, *, overwrite: bool = False) -> None:

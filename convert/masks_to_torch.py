@@ -16,7 +16,7 @@ from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import refuse_same_directory
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import check_steady
-from neuroal_jax.files.writing import staged
+from neuroal_jax.files.staging import staged
 from neuroal_jax.masks.file import PackedMasks, check_pruned, masks_of, pruned_problem, read_masks
 
 if TYPE_CHECKING:

@@ -97,9 +97,9 @@ def keep_pruned(masks: Any) -> optax.GradientTransformation:
         if params is None:
             raise ValueError("keep_pruned needs the parameters: call update(updates, state, params)")
 
-        def one(mask: Any, update: Any, param: Any) -> Any:
+        def keep_zero(mask: Any, update: Any, param: Any) -> Any:
             return update if mask is None else jnp.where(mask, update, -param)
 
-        return jax.tree.map(one, masks, updates, params, is_leaf=lambda leaf: leaf is None), state
+        return jax.tree.map(keep_zero, masks, updates, params, is_leaf=lambda leaf: leaf is None), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

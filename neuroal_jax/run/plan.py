@@ -24,7 +24,7 @@ from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.data.windows import Windows, default_seqlen
 from neuroal_jax.machine.memory import available_memory
 from neuroal_jax.masks.budget import prunable_weights
-from neuroal_jax.models.layers import score_bytes
+from neuroal_jax.models.attention import score_bytes
 from neuroal_jax.run.settle import SettledRun
 from neuroal_jax.walk.blocks import batch_size
 from neuroal_jax.walk.method import Method

@@ -16,7 +16,7 @@ import pytest
 from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.command.parser import parse_arguments
 from neuroal_jax.errors import UserError, shorten
-from neuroal_jax.files.writing import staged
+from neuroal_jax.files.staging import staged
 from neuroal_jax.prune import main
 
 ROOT = Path(__file__).parents[2]

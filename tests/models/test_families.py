@@ -113,30 +113,30 @@ def test_block_inputs_are_what_its_linears_multiply(llama):
 
 
 def test_attention_in_slices_equals_attention_at_once(monkeypatch):
-    from neuroal_jax.models import layers
+    from neuroal_jax.models import attention
 
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (5, 9, 4, 6))
     k, v = (jax.random.normal(key, (5, 9, 2, 6)) for key in keys[1:])
-    at_once = layers.causal_attention(q, k, v, scale=6**-0.5)
-    monkeypatch.setattr(layers, "score_bytes", lambda: 2 * 4 * 4 * 9 * 9)
-    np.testing.assert_allclose(layers.causal_attention(q, k, v, scale=6**-0.5), at_once, atol=1e-6)
+    at_once = attention.causal_attention(q, k, v, scale=6**-0.5)
+    monkeypatch.setattr(attention, "score_bytes", lambda: 2 * 4 * 4 * 9 * 9)
+    np.testing.assert_allclose(attention.causal_attention(q, k, v, scale=6**-0.5), at_once, atol=1e-6)
     np.testing.assert_allclose(at_once, jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("slices", [False, True])
 def test_attention_has_the_gradient_of_plain_attention_and_the_same_value_under_vmap(monkeypatch, slices):
-    from neuroal_jax.models import layers
+    from neuroal_jax.models import attention
 
     if slices:
-        monkeypatch.setitem(layers.SCORE_BYTES, "cpu", 1)
+        monkeypatch.setitem(attention.SCORE_BYTES, "cpu", 1)
     q, k, v = (jax.random.normal(jax.random.key(i), (3, 10, heads, 6)) for i, heads in enumerate((4, 2, 2)))
 
     def ours(q, k, v):
-        return layers.causal_attention(q, k, v, scale=6**-0.5)
+        return attention.causal_attention(q, k, v, scale=6**-0.5)
 
-    def gradients(attention):
-        return jax.grad(lambda *qkv: jnp.sum(attention(*qkv) ** 2), (0, 1, 2))(q, k, v)
+    def gradients(attend):
+        return jax.grad(lambda *qkv: jnp.sum(attend(*qkv) ** 2), (0, 1, 2))(q, k, v)
 
     expected = gradients(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True))
     for found, plain in zip(gradients(ours), expected, strict=True):

@@ -265,7 +265,7 @@ def test_a_state_that_cannot_be_written_stops_no_run(model, tokens, tmp_path, mo
 
 
 def test_two_runs_do_not_share_a_state(model, tokens, tmp_path, caplog):
-    from neuroal_jax.files.writing import take
+    from neuroal_jax.files.staging import take
 
     (tmp_path / ".out.resume").mkdir()
     (tmp_path / ".out.resume" / "theirs").touch()
@@ -278,7 +278,7 @@ def test_two_runs_do_not_share_a_state(model, tokens, tmp_path, caplog):
 
 
 def test_leftovers_of_killed_runs_go_and_those_of_running_ones_stay(tmp_path):
-    from neuroal_jax.files.writing import staged, take
+    from neuroal_jax.files.staging import staged, take
 
     dead, alive = (tmp_path / f".out.{name}.partial" for name in ("dead", "alive"))
     for path in (dead, alive):
