@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from neuroal_jax import UserError
-from neuroal_jax.allocation.allocation import Allocation, load_allocation, mean_sparsity, save_allocation, uniform
+from neuroal_jax.allocation import uniform
+from neuroal_jax.allocation.allocation import Allocation, mean_sparsity
+from neuroal_jax.allocation.file import load_allocation, save_allocation
 
 SHAPES = {"q": (2, 4), "mlp.up": (3, 4)}
 NAMES = {f"model.layers.{b}.{linear}.weight": (b, linear) for b in range(2) for linear in SHAPES}
@@ -39,7 +41,7 @@ def test_the_longest_key_of_whole_parts_counts(tmp_path):
 
 
 def test_mean_sparsity_weighs_by_size():
-    assert mean_sparsity(uniform(0.3, list(SHAPES), 2), SHAPES) == pytest.approx(0.3)
+    assert mean_sparsity(uniform.allocation(0.3, list(SHAPES), 2), SHAPES) == pytest.approx(0.3)
     allocation = Allocation("x", ({"q": np.array([0.0, 0.5]), "mlp.up": 1.0},))
     assert mean_sparsity(allocation, SHAPES) == pytest.approx((0.25 * 8 + 12) / 20)
 

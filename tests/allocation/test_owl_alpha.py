@@ -8,10 +8,7 @@ import pytest
 
 from neuroal_jax.allocation import alpha, owl
 from neuroal_jax.checkpoint.opened import open_checkpoint
-from neuroal_jax.walk import programs
-from neuroal_jax.walk.blocks import Walk
-from neuroal_jax.walk.programs import Method
-from tests.search.test_neuroal import TorchOracle
+from tests.search.test_neuroal import TorchOracle, problem_of
 
 LINEARS = ["q", "k"]
 
@@ -31,7 +28,8 @@ def test_owl_by_hand():
 def test_outliers_equal_numpy(llama, tokens):
     windows = np.load(tokens)["calibration"]
     checkpoint = open_checkpoint(str(llama))
-    found = Walk(checkpoint, Method("magnitude"), "float32", 4).outliers(windows, 2.5)
+    decision = owl.allocate(problem_of(checkpoint, windows, 0.6, owl_m=2.5, owl_lambda=0.1))
+    found = decision.measured["outliers"]
     expected = []
     oracle = TorchOracle(llama, windows)
     hidden = [oracle.model.model.embed_tokens(oracle.torch.from_numpy(w)[None].long()).detach() for w in windows]
@@ -42,6 +40,7 @@ def test_outliers_equal_numpy(llama, tokens):
         expected.append(100 * (pooled > 2.5 * pooled.mean()).mean())
     assert found == pytest.approx(expected, abs=1e-3)
     assert min(found) > 0
+    assert decision.allocation == owl.allocation(0.6, 0.1, found, list(checkpoint.linear_shapes()))
 
 
 def oracle_exponent(eigenvalues):
@@ -65,7 +64,7 @@ def oracle_exponent(eigenvalues):
 @pytest.mark.parametrize("seed", range(3))
 def test_exponents_equal_numpy(shape, seed):
     weight = np.random.default_rng(seed).standard_t(3, shape).astype(np.float32)
-    eigenvalues = np.asarray(programs.spectrum(weight))
+    eigenvalues = np.asarray(alpha.spectrum(weight))
     np.testing.assert_allclose(eigenvalues, np.sort(np.linalg.svd(weight.astype(np.float64))[1] ** 2), rtol=1e-3)
     assert alpha.tail_exponent(eigenvalues) == pytest.approx(oracle_exponent(eigenvalues), rel=1e-4)
 
@@ -113,8 +112,23 @@ def test_a_block_without_exponent_gets_the_middle():
 
 
 def test_block_alphas_are_means_over_the_linears_that_have_one():
-    spectrum = np.float32([1, 2, 4, 4.1, 9])
-    one = alpha.tail_exponent(spectrum)
-    found = alpha.block_alphas([{"a": spectrum, "b": np.float32([3.0])}, {"a": np.float32([3.0])}])
-    assert found[0] == pytest.approx(one)
-    assert math.isnan(found[1])
+    spectra = np.float32([[1, 2, 4, 4.1, 9], [1, 2, 3, 3.1, 9]])
+    few, many = (np.diag(np.sqrt(spectrum)) for spectrum in spectra)
+    alphas = [alpha.tail_exponent(spectrum) for spectrum in spectra]
+    one = np.float32([[3.0]])
+    assert alpha.block_alpha({"a": few, "b": many, "c": one}, {}) == pytest.approx(np.mean(alphas), rel=1e-4)
+    assert math.isnan(alpha.block_alpha({"a": one}, {}))
+
+
+def test_alpha_looks_at_every_block_of_the_model(llama, tokens):
+    checkpoint = open_checkpoint(str(llama))
+    windows = np.load(tokens)["calibration"]
+    decision = alpha.allocate(problem_of(checkpoint, windows, 0.6, alpha_epsilon=0.3))
+    expected = []
+    for block in range(checkpoint.num_blocks):
+        weights = checkpoint.read_block(block).linears.values()
+        spectra = [np.sort(np.linalg.svd(weight.astype(np.float64))[1] ** 2) for weight in weights]
+        expected.append(np.mean([oracle_exponent(spectrum) for spectrum in spectra]))
+    assert decision.measured["alphas"] == pytest.approx(expected, rel=1e-3)
+    linears = list(checkpoint.linear_shapes())
+    assert decision.allocation == alpha.allocation(0.6, 0.3, decision.measured["alphas"], linears, guard=True)

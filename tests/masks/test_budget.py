@@ -8,12 +8,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuroal_jax import UserError
-from neuroal_jax.allocation.allocation import Allocation, mean_sparsity, uniform
-from neuroal_jax.masks.budget import count, exact_counts, fit_mean, largest_remainder, reference_counts
+from neuroal_jax.allocation import uniform
+from neuroal_jax.allocation.allocation import Allocation, mean_sparsity
+from neuroal_jax.masks.budget import Budget
+from neuroal_jax.masks.patterns import make_pattern
+from neuroal_jax.numerics.rounding import largest_remainder
 from neuroal_jax.numerics.selection import TIES_ALL, TIES_HIGH, TIES_LOW
 
 SHAPES = {"a": (6, 5), "b": (3, 17)}
 SPARSITIES = [0.1, 0.5, 0.6, 0.7, 0.8, 0.95]
+
+
+def budget(allocation, sparsity, kind="exact", group=None):
+    pattern = make_pattern("columns", group) if group else make_pattern("rows")
+    return Budget(SHAPES, len(allocation.blocks), sparsity, kind, pattern)
+
+
+def exact_counts(allocation, sparsity, group=None):
+    return budget(allocation, sparsity, group=group).counts(allocation)
+
+
+def reference_counts(allocation, group=None):
+    return budget(allocation, 0.5, "reference", group).counts(allocation)
 
 
 def zeros_of(counts):
@@ -30,7 +46,7 @@ def random_allocation(seed, blocks=4):
 @pytest.mark.parametrize("sparsity", [*SPARSITIES, 0.001, 0.999])
 @pytest.mark.parametrize("seed", range(3))
 def test_exact_total(sparsity, seed):
-    counts = exact_counts(random_allocation(seed), SHAPES, sparsity)
+    counts = exact_counts(random_allocation(seed), sparsity)
     assert zeros_of(counts) == round(sparsity * 4 * (30 + 51))
     for block in counts:
         for linear, rows in block.items():
@@ -41,7 +57,7 @@ def test_exact_total(sparsity, seed):
 
 def test_uniform_by_hand():
     # 0.7 * 81 = 56.7 a block, 113.4 in all: 113 zeros, 57 and 56; in the first block 21 and 35.7, so 21 and 36.
-    counts = exact_counts(uniform(0.7, list(SHAPES), 2), SHAPES, 0.7)
+    counts = exact_counts(uniform.allocation(0.7, list(SHAPES), 2), 0.7)
     assert zeros_of(counts) == 113
     assert [sum(int(rows.pruned.sum()) for rows in block.values()) for block in counts] == [57, 56]
     assert counts[0]["a"].pruned.tolist() == [4, 4, 4, 3, 3, 3]
@@ -51,7 +67,7 @@ def test_uniform_by_hand():
 def test_exact_counts_follow_the_fractions():
     allocation = random_allocation(0)
     mean = mean_sparsity(allocation, SHAPES)
-    counts = exact_counts(allocation, SHAPES, mean)
+    counts = exact_counts(allocation, mean)
     for block, sparsities in zip(counts, allocation.blocks, strict=True):
         # A row is rounded, and a linear's remainder spread over its rows: less than one weight for either.
         assert np.abs(block["a"].pruned - sparsities["a"] * 5).max() < 2
@@ -79,13 +95,13 @@ def test_largest_remainder_by_hand():
 
 def test_fit_mean_leaves_a_fitting_allocation_alone():
     allocation = random_allocation(1)
-    assert fit_mean(allocation, SHAPES, mean_sparsity(allocation, SHAPES)) is allocation
+    assert budget(allocation, mean_sparsity(allocation, SHAPES)).fit(allocation) is allocation
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_fit_mean_shifts_and_clips(sparsity):
     allocation = random_allocation(2)
-    fitted = fit_mean(allocation, SHAPES, sparsity)
+    fitted = budget(allocation, sparsity).fit(allocation)
     assert mean_sparsity(fitted, SHAPES) == pytest.approx(sparsity, abs=1e-9)
     values = np.concatenate([np.atleast_1d(s) for block in fitted.blocks for s in block.values()])
     before = np.concatenate([np.atleast_1d(s) for block in allocation.blocks for s in block.values()])
@@ -97,7 +113,7 @@ def test_fit_mean_shifts_and_clips(sparsity):
 
 
 def test_reference_rounds_each_row_down():
-    counts = reference_counts(Allocation("x", ({"a": 0.7, "b": np.array([0.25, 0.5, 0.9])},)), SHAPES)
+    counts = reference_counts(Allocation("x", ({"a": 0.7, "b": np.array([0.25, 0.5, 0.9])},)))
     assert counts[0]["a"].pruned.tolist() == [3] * 6  # int(5 * 0.7)
     assert counts[0]["a"].ties == TIES_LOW
     # kept: int(float32(0.75) * 17) = 12, int(8.5) = 8, int(float32(0.1) * 17) = 1
@@ -106,15 +122,17 @@ def test_reference_rounds_each_row_down():
 
 
 def test_count_chooses_the_budget():
-    allocation = uniform(0.7, list(SHAPES), 2)
-    assert zeros_of(count(allocation, SHAPES, "exact", 0.7)) == 113
-    assert zeros_of(count(allocation, SHAPES, "reference", 0.7)) == 2 * (6 * 3 + 3 * 11)
+    allocation = uniform.allocation(0.7, list(SHAPES), 2)
+    exact, reference = (budget(allocation, 0.7, kind) for kind in ("exact", "reference"))
+    assert zeros_of(exact.counts(allocation)) == exact.total == 113
+    assert zeros_of(reference.counts(allocation)) == 2 * (6 * 3 + 3 * 11)
+    assert exact.prunable == 2 * (30 + 51)
 
 
 @pytest.mark.parametrize("sparsity", [*SPARSITIES, 0.001, 0.999])
 @pytest.mark.parametrize("group", [1, 4, 5, 128])
 def test_exact_total_in_groups(sparsity, group):
-    counts = exact_counts(random_allocation(0), SHAPES, sparsity, group)
+    counts = exact_counts(random_allocation(0), sparsity, group)
     assert zeros_of(counts) == round(sparsity * 4 * (30 + 51))
     for block in counts:
         for linear, quota in block.items():
@@ -127,7 +145,7 @@ def test_exact_total_in_groups(sparsity, group):
 
 
 def test_reference_groups_include_the_score_at_the_threshold():
-    counts = reference_counts(Allocation("x", ({"a": 0.5, "b": 0.7},)), SHAPES, 4)
+    counts = reference_counts(Allocation("x", ({"a": 0.5, "b": 0.7},)), 4)
     assert counts[0]["a"].pruned.tolist() == [int(24 * 0.5) + 1, int(6 * 0.5) + 1]
     assert counts[0]["b"].pruned.tolist() == [int(12 * 0.7) + 1] * 4 + [int(3 * 0.7) + 1]
     assert counts[0]["a"].ties == TIES_ALL
@@ -135,15 +153,21 @@ def test_reference_groups_include_the_score_at_the_threshold():
 
 def test_reference_groups_refuse_what_the_released_code_fails_on():
     with pytest.raises(UserError, match=r"sparsity of 1\.0420 .*--budget exact"):
-        reference_counts(Allocation("alpha", ({"a": 1.042, "b": 0.5},)), SHAPES, 4)
+        reference_counts(Allocation("alpha", ({"a": 1.042, "b": 0.5},)), 4)
 
 
 def test_reference_rows_of_more_than_everything_lose_everything():
-    counts = reference_counts(Allocation("alpha", ({"a": 1.042, "b": 0.5},)), SHAPES)
+    counts = reference_counts(Allocation("alpha", ({"a": 1.042, "b": 0.5},)))
     assert counts[0]["a"].pruned.tolist() == [5] * 6
 
 
 def test_fit_mean_brings_numbers_above_one_back():
-    fitted = fit_mean(Allocation("alpha", ({"a": 1.3, "b": 0.5},)), SHAPES, 0.6)
+    allocation = Allocation("alpha", ({"a": 1.3, "b": 0.5},))
+    fitted = budget(allocation, 0.6).fit(allocation)
     assert mean_sparsity(fitted, SHAPES) == pytest.approx(0.6, abs=1e-9)
     assert fitted.blocks[0]["a"] <= 1
+
+
+def test_a_reference_budget_fits_nothing():
+    allocation = random_allocation(0)
+    assert budget(allocation, 0.5, "reference").fit(allocation) is allocation

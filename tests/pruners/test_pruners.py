@@ -5,8 +5,9 @@ import pytest
 
 from neuroal_jax.models.llama import FAMILY
 from neuroal_jax.numerics.selection import Quota
-from neuroal_jax.numerics.statistics import collect, norms
-from neuroal_jax.pruners import PRUNERS, magnitude, multiflow, wanda
+from neuroal_jax.numerics.statistics import measure, norms
+from neuroal_jax.pruners import magnitude, multiflow, wanda
+from neuroal_jax.walk.method import make_method
 
 MODULES = {"magnitude": magnitude, "wanda": wanda, "multiflow": multiflow}
 
@@ -26,7 +27,7 @@ def oracle_multiflow(weight, inputs):
 
 
 def squares(inputs):
-    return collect({"x": inputs}, {"squares"})["x"].squares
+    return measure(inputs, ["squares"])["squares"]
 
 
 @pytest.mark.parametrize("name", ["magnitude", "wanda", "multiflow"])
@@ -61,20 +62,20 @@ def test_scores_are_fp32_whatever_the_weights(name):
 def test_the_lowest_scores_of_each_row_go(name):
     rng = np.random.default_rng(2)
     weight, inputs = rng.normal(size=(5, 7)).astype(np.float32), rng.normal(size=(3, 4, 7)).astype(np.float32)
-    pruner, counts = PRUNERS[name], np.int32([0, 1, 3, 6, 7])
-    pruned = pruner.prune(weight, pruner.prepare(collect({"x": inputs}, pruner.needs)["x"]), Quota(counts), 128)
+    method, counts = make_method(name), np.int32([0, 1, 3, 6, 7])
+    pruned, mask = method.prune(weight, method.prepare(measure(inputs, method.needs)), Quota(counts))
     rank = np.argsort(np.argsort(globals()[f"oracle_{name}"](weight, inputs), axis=1), axis=1)
-    np.testing.assert_array_equal(pruned.mask, rank >= counts[:, None])
-    np.testing.assert_array_equal(pruned.weight, np.where(rank >= counts[:, None], weight, 0))
+    np.testing.assert_array_equal(mask, rank >= counts[:, None])
+    np.testing.assert_array_equal(pruned, np.where(rank >= counts[:, None], weight, 0))
 
 
 def test_collected_statistics_equal_numpy():
     inputs = np.random.default_rng(3).normal(1, 2, size=(6, 5, 4)).astype(np.float32)
-    found = collect({"x": inputs}, {"squares", "sums", "variances"})["x"]
-    np.testing.assert_allclose(found.squares, (inputs**2).sum(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(found.sums, inputs.sum(axis=1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.variances, inputs.var(axis=1), rtol=1e-5)
-    assert found.hessian is None
+    found = measure(inputs, {"squares", "sums", "variances"})
+    np.testing.assert_allclose(found["squares"], (inputs**2).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(found["sums"], inputs.sum(axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["variances"], inputs.var(axis=1), rtol=1e-5)
+    assert set(found) == {"squares", "sums", "variances"}
 
 
 def test_statistics_do_not_depend_on_how_sequences_are_batched():

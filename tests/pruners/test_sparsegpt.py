@@ -4,10 +4,20 @@ import jax
 import numpy as np
 import pytest
 
+from neuroal_jax.masks.patterns import PATTERNS, make_pattern
+from neuroal_jax.numerics.cholesky import DAMPING, factorise
 from neuroal_jax.numerics.selection import TIES_ALL, Quota
-from neuroal_jax.numerics.statistics import add_to_hessian, hessian
-from neuroal_jax.pruners import PRUNERS
-from neuroal_jax.pruners.sparsegpt import DAMPING, factorise, prune
+from neuroal_jax.numerics.statistics import STATISTICS, measure
+from neuroal_jax.pruners import PRUNERS, sparsegpt
+from neuroal_jax.registry import NO_SETTINGS
+
+
+def hessian(inputs):
+    return measure(inputs, ["hessian"])["hessian"]
+
+
+def prune(weight, factor, quota, group):
+    return sparsegpt.prune(weight, factor, quota, make_pattern("columns", group), NO_SETTINGS)
 
 
 def oracle_hessian(inputs):
@@ -163,12 +173,12 @@ def test_the_hessian_streams():
     filled = np.concatenate([inputs, inputs[-1:], inputs[-1:]])
     total = np.zeros((9, 9), np.float32)
     for first in (0, 3, 6):
-        total = add_to_hessian(total, filled[first : first + 3], first, 7)
+        total = STATISTICS["hessian"].update(total, filled[first : first + 3], first, 7)
     np.testing.assert_allclose(total, oracle_hessian(inputs), rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(total, hessian(inputs))
 
 
 def test_it_says_that_weights_change():
     assert PRUNERS["sparsegpt"].updates_weights
-    assert PRUNERS["sparsegpt"].over_rows
+    assert not PATTERNS[PRUNERS["sparsegpt"].pattern].by_row
     assert not any(PRUNERS[name].updates_weights for name in PRUNERS if name != "sparsegpt")

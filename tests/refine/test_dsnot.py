@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from neuroal_jax.numerics.statistics import collect
-from neuroal_jax.refine.dsnot import NEEDS, Dsnot, refine
+from neuroal_jax.models.llama import FAMILY
+from neuroal_jax.numerics.statistics import measure
+from neuroal_jax.refine import REFINEMENTS
+from neuroal_jax.refine.dsnot import refine
+
+LINEARS = {linear.name: linear for linear in FAMILY.linears}
 
 
 def measures(weight, inputs):
@@ -73,10 +77,11 @@ def problem(out, width, seed=0, sparsity=0.5):
     return weight, inputs, rank >= int(width * sparsity)
 
 
-def refined(mask, weight, inputs, **options):
-    statistics = collect({"x": inputs}, NEEDS)["x"]
-    settings = Dsnot(**{"cycles": 50, "threshold": 0.1, "reference": False, **options})
-    return np.asarray(refine(mask, weight, statistics, settings))
+def refined(mask, weight, inputs, linear="self_attn.q_proj", reference=False, **options):
+    statistics = measure(inputs, REFINEMENTS["dsnot"].needs)
+    own = {f"dsnot_{name}": value for name, value in options.items()}
+    settings = REFINEMENTS.settings("dsnot", own, reference=reference)
+    return np.asarray(refine(mask, weight, statistics, LINEARS[linear], settings))
 
 
 @pytest.mark.parametrize("cycles", [1, 4, 50])
@@ -115,6 +120,12 @@ def test_one_swap_by_hand():
     assert refined(mask, weight, x, cycles=1).tolist() == [[True, True, False, False]]
     # The error is now 12 - 4 - 8 = 0: nothing more happens.
     assert refined(mask, weight, x, cycles=50).tolist() == [[True, True, False, False]]
+
+
+@pytest.mark.parametrize("linear", LINEARS)
+def test_the_masks_of_the_mlp_stay(linear):
+    weight, inputs, mask = problem(16, 40)
+    assert (refined(mask, weight, inputs, linear) == mask).all() == linear.startswith("mlp.")
 
 
 def test_rows_within_the_threshold_are_left_alone():

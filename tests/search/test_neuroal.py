@@ -3,18 +3,34 @@
 import numpy as np
 import pytest
 
-from neuroal_jax.allocation.allocation import mean_sparsity, uniform
+from neuroal_jax.allocation import uniform
+from neuroal_jax.allocation.allocation import mean_sparsity
+from neuroal_jax.allocation.problem import Problem
 from neuroal_jax.allocation.spread import spread
 from neuroal_jax.checkpoint.opened import open_checkpoint
-from neuroal_jax.masks.budget import count
+from neuroal_jax.masks.budget import Budget
 from neuroal_jax.models import llama as llama_family
-from neuroal_jax.numerics.alignment import alignment
-from neuroal_jax.search import block_step, row_step
-from neuroal_jax.search.search import lambdas_for, search, work_units
-from neuroal_jax.walk.blocks import Walk, candidates_together
-from neuroal_jax.walk.programs import Method
+from neuroal_jax.numerics import alignment
+from neuroal_jax.run.progress import progress
+from neuroal_jax.search import block_step, neuroal, row_step
+from neuroal_jax.search.lambdas import block_lambdas, lambdas_for, row_lambdas
+from neuroal_jax.search.walked import WalkedModel
+from neuroal_jax.walk import final
+from neuroal_jax.walk.blocks import Blocks
+from neuroal_jax.walk.method import make_method
+from neuroal_jax.walk.search import candidates_together
 
 LINEARS = ["q", "k"]
+
+
+def problem_of(checkpoint, windows, sparsity, **options):
+    """The problem of a checkpoint under Wanda: windows for all, two candidates at a time."""
+    method, shapes = make_method("wanda"), checkpoint.linear_shapes()
+    budget = Budget(shapes, checkpoint.num_blocks, sparsity, "exact", method.pattern)
+    blocks = Blocks(checkpoint, "float32", 4)
+    model = WalkedModel(blocks, method, budget, "alignment", windows, windows, 2, progress)
+    options = {"budget": "exact", **options}
+    return Problem(sparsity, checkpoint.num_blocks, shapes, checkpoint.family, checkpoint.config, options, model)
 
 
 def test_block_candidate_by_hand():
@@ -33,7 +49,7 @@ def test_one_block_keeps_the_sparsity():
 
 
 def test_lambda_sets():
-    assert block_step.lambda_set("paper", 0.8) == (
+    assert block_lambdas("paper", 0.8) == (
         0.01,
         0.02,
         0.03,
@@ -49,11 +65,12 @@ def test_lambda_sets():
         0.25,
     )
     reference = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.15, 0.2, 0.25)
-    assert block_step.lambda_set("reference", 0.7) == reference
-    assert block_step.lambda_set("reference", 0.8) == reference[:-1]
-    assert row_step.lambda_set("reference") == (0.0, *reference)
+    assert block_lambdas("reference", 0.7) == reference
+    assert block_lambdas("reference", 0.8) == reference[:-1]
+    assert row_lambdas("reference") == (0.0, *reference)
     assert lambdas_for("row", "paper", (0.3,), 0.7).steps == [1]
-    assert work_units(lambdas_for("both", "paper", "paper", 0.7), 10) == 10 * (13 + 14 + 1)
+    assert lambdas_for("both", "paper", "paper", 0.7).steps == [13, 14]
+    assert lambdas_for("block", "reference", "paper", 0.8).steps == [13]
 
 
 def test_spread_by_hand():
@@ -97,13 +114,17 @@ def grouped_model():
             "mlp_hidden": np.float32([5, 5, 5]),
         }
     ] * 2
-    return (llama_family.FAMILY, config), shapes, differences
+
+    def problem(budget):
+        return Problem(0.5, 2, shapes, llama_family.FAMILY, config, {"budget": budget}, model=None)
+
+    return problem, shapes, differences
 
 
 def test_row_candidate_by_hand():
-    model, shapes, differences = grouped_model()
-    base = uniform(0.5, list(shapes), 2)
-    first, last = row_step.candidate(base, 0.1, differences, model, shapes, "exact").blocks
+    problem, shapes, differences = grouped_model()
+    base = uniform.allocation(0.5, list(shapes), 2)
+    first, last = row_step.candidate(base, 0.1, differences, problem("exact")).blocks
     np.testing.assert_allclose(first["self_attn.o_proj"], [0.6, 0.5 + 1 / 30, 0.5 - 1 / 30, 0.4])
     # k: head 0 pools query heads 0 and 1 to 2, head 1 pools heads 2 and 3 to 4.
     np.testing.assert_allclose(first["self_attn.k_proj"], [0.6, 0.6, 0.4, 0.4])
@@ -112,29 +133,29 @@ def test_row_candidate_by_hand():
     assert first["mlp.gate_proj"] == 0.5  # all equal
     assert first["mlp.down_proj"] == 0.5  # the next block's first input never differs
     assert last == base.blocks[1]
-    assert mean_sparsity(row_step.candidate(base, 0.1, differences, model, shapes, "exact"), shapes) == pytest.approx(
-        0.5
-    )
+    assert mean_sparsity(row_step.candidate(base, 0.1, differences, problem("exact")), shapes) == pytest.approx(0.5)
 
 
 def test_reference_row_candidate_takes_the_first_rows_and_lists_all():
-    model, shapes, differences = grouped_model()
-    first, last = row_step.candidate(uniform(0.5, list(shapes), 2), 0.1, differences, model, shapes, "reference").blocks
+    problem, shapes, differences = grouped_model()
+    first, last = row_step.candidate(
+        uniform.allocation(0.5, list(shapes), 2), 0.1, differences, problem("reference")
+    ).blocks
     np.testing.assert_array_equal(first["self_attn.k_proj"], first["self_attn.q_proj"][:4])
     np.testing.assert_array_equal(last["mlp.down_proj"], [0.5] * 4)
 
 
 def test_row_sparsities_are_clipped():
-    model, shapes, differences = grouped_model()
-    first, _ = row_step.candidate(uniform(0.9, list(shapes), 2), 0.4, differences, model, shapes, "exact").blocks
+    problem, shapes, differences = grouped_model()
+    first, _ = row_step.candidate(uniform.allocation(0.9, list(shapes), 2), 0.4, differences, problem("exact")).blocks
     assert first["self_attn.o_proj"].max() == 0.99
 
 
 def test_alignment_by_hand():
     dense, pruned = np.float32([1, 3]), np.float32([1, 1])
-    assert float(alignment(dense, pruned)) == pytest.approx(np.hypot(0.25, 0.25) / 2)
-    assert float(alignment(dense, dense)) == 0
-    assert float(alignment(dense, np.zeros(2, np.float32))) == pytest.approx(np.hypot(0.25, 0.75) / 2)
+    assert float(alignment.score(dense, pruned)) == pytest.approx(np.hypot(0.25, 0.25) / 2)
+    assert float(alignment.score(dense, dense)) == 0
+    assert float(alignment.score(dense, np.zeros(2, np.float32))) == pytest.approx(np.hypot(0.25, 0.75) / 2)
 
 
 @pytest.mark.parametrize(
@@ -222,16 +243,20 @@ def test_search_equals_an_independent_restatement(make_llama, tokens, options):
     checkpoint = open_checkpoint(str(directory))
     shapes, s = checkpoint.linear_shapes(), 0.6
     windows = np.load(tokens)["calibration"].astype(np.int32)
-    walk = Walk(checkpoint, Method("wanda"), "float32", 4)
-    lambdas = lambdas_for("both", (0.02, 0.1, 0.2), (0.0, 0.1, 0.25), s)
-    found = search(walk, windows, s, lambdas, "exact", 2, lambda n: None)
+    lambdas = {"block_lambdas": (0.02, 0.1, 0.2), "row_lambdas": (0.0, 0.1, 0.25)}
+    problem = problem_of(checkpoint, windows, s, step="both", **lambdas)
+    found = neuroal.allocate(problem)
+    budget, scores = problem.model.budget, {}
+    for step, candidates in found.stages.items():
+        assert tuple(candidate.parameters["lambda"] for candidate in candidates) == lambdas[f"{step}_lambdas"]
+        scores[step] = [candidate.score for candidate in candidates]
 
     oracle = TorchOracle(directory, windows)
-    candidates = [block_step.candidate(s, x, list(shapes), checkpoint.num_blocks) for x in lambdas.block]
-    walks = [oracle.walk(count(candidate, shapes, "exact", s), restore=True) for candidate in candidates]
-    np.testing.assert_allclose(found.scores_block, [score for score, _, _ in walks], rtol=1e-4)
-    best = int(np.argmin(found.scores_block))
-    assert found.lambda_block == lambdas.block[best]
+    candidates = [block_step.candidate(s, x, list(shapes), checkpoint.num_blocks) for x in lambdas["block_lambdas"]]
+    walks = [oracle.walk(budget.counts(candidate), restore=True) for candidate in candidates]
+    np.testing.assert_allclose(scores["block"], [score for score, _, _ in walks], rtol=1e-4)
+    best = int(np.argmin(scores["block"]))
+    assert found.chosen["block"]["lambda"] == lambdas["block_lambdas"][best]
 
     _, differences, _ = walks[best]
     rows = {
@@ -244,13 +269,14 @@ def test_search_equals_an_independent_restatement(make_llama, tokens, options):
             density = 1 - found.allocation.blocks[block][linear]
             u = differences[block][target]
             base = candidates[best].blocks[block][linear]
-            expected = (u - u.min()) / np.ptp(u) * 2 * found.lambda_row
+            expected = (u - u.min()) / np.ptp(u) * 2 * found.chosen["row"]["lambda"]
             expected = np.clip(expected - expected.mean() + 1 - base, 0.01, 0.99)
             np.testing.assert_allclose(density, expected, atol=2e-4)
 
-    score, _, masks = oracle.walk(count(found.allocation, shapes, "exact", s), restore=False)
-    assert min(found.scores_row) == pytest.approx(score, rel=1e-4)
-    pruned = walk.prune(windows, count(found.allocation, shapes, "exact", s))
+    score, _, masks = oracle.walk(budget.counts(found.allocation), restore=False)
+    assert min(scores["row"]) == pytest.approx(score, rel=1e-4)
+    assert sum(sum(block.values()) for block in found.objective) == pytest.approx(score, rel=1e-4)
+    pruned = final.prune(problem.model.blocks, problem.model.method, windows, budget.counts(found.allocation))
     for block, block_masks in enumerate(masks):
         for name, mask in block_masks.items():
             bits = np.unpackbits(pruned[block].packed[name], axis=1, count=mask.shape[1])
