@@ -82,7 +82,7 @@ def causal_attention(
         at_once = max(1, min(q.shape[0], score_bytes() // (4 * heads * tokens * tokens)))
         if at_once == q.shape[0]:
             return jax.vmap(attend_sequence, (0, 0, 0, None))(q, k, v, window)
-        return jax.lax.map(lambda qkv: attend_sequence(*qkv, window), (q, k, v), batch_size=at_once)
+        return jax.lax.map(lambda qkv: attend_sequence(qkv[0], qkv[1], qkv[2], window), (q, k, v), batch_size=at_once)
 
     return _more_sequences(attend_sequences)(q, k, v, jnp.asarray(tokens if window is None else window, jnp.int32))
 
