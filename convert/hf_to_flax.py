@@ -33,7 +33,7 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
 
     from neuroal_jax.checkpoint.opened import open_checkpoint
     from neuroal_jax.checkpoint.orbax import PARAMS, file_digests
-    from neuroal_jax.checkpoint.safetensors import DIGESTS, copy_side_files
+    from neuroal_jax.checkpoint.saving import DIGESTS, copy_side_files
     from neuroal_jax.finetune import flax_params
 
     refuse_same_directory({"--model": model, "--out": str(out)})

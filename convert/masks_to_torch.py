@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuroal_jax.checkpoint.locate import locate
-from neuroal_jax.checkpoint.safetensors import SafetensorsSource, copy_edited, copy_side_files
+from neuroal_jax.checkpoint.safetensors import SafetensorsSource
+from neuroal_jax.checkpoint.saving import copy_edited, copy_side_files
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import refuse_same_directory

@@ -14,7 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from neuroal_jax.checkpoint.safetensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests, read_header
+from neuroal_jax.checkpoint.safetensors import read_header
+from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import parse_json
 
