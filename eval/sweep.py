@@ -23,9 +23,10 @@ from typing import Any
 
 import yaml
 
-from neuroal_jax.command.config import HUB_TEXTS, PRUNERS, REFINEMENTS, PruneConfig, flag
+from neuroal_jax.command.config import PRUNERS, REFINEMENTS, PruneConfig, flag
 from neuroal_jax.command.parser import Parser, add_options, read_yaml
 from neuroal_jax.command.program import run_program
+from neuroal_jax.data.texts import PAPER_TEXTS
 from neuroal_jax.errors import IllegalCombination, UserError, shorten
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import replace_text
@@ -50,7 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pruners": list(PRUNERS),
         "top_ups": ["uniform", "dsnot", "owl", "alpha", "neuroal"],
         "sparsities": [0.6, 0.7, 0.8],
-        "eval": ",".join(HUB_TEXTS),
+        "eval": ",".join(PAPER_TEXTS),
         "tasks": ",".join(TASKS),
     }
 }
