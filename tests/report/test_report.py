@@ -13,7 +13,9 @@ import pytest
 import neuroal_jax
 from neuroal_jax import report
 from neuroal_jax.report.page import run_report, sweep_report
-from neuroal_jax.report.plots import columns, per_linear, run_sections, sweep_sections
+from neuroal_jax.report.recorded import per_linear
+from neuroal_jax.report.run_plots import run_sections
+from neuroal_jax.report.sweep_plots import columns, sweep_sections
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\"'"
 PLOTS = ("perplexity", "block-sparsity", "linear-sparsity", "row-sparsity", "scores-block", "scores-row", "alignment")
