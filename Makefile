@@ -4,8 +4,9 @@ DEMO = .venv-demo
 DEV = .venv
 PIP_FLAGS = --quiet --disable-pip-version-check -c constraints.txt
 CHECKED = neuroal_jax convert eval tests benchmarks
+PYTEST = HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: demo test fuzz lint bench bench-quality clean
+.PHONY: demo test test-slow test-all fuzz lint bench bench-quality clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python -m neuroal_jax.prune --model demo --sparsity 0.7 --pruner wanda --allocation neuroal --step both \
@@ -14,7 +15,13 @@ demo: $(DEMO)/installed
 		--masks demo-run/results/masks.safetensors --files-only
 
 test: $(DEV)/installed
-	HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest
+	$(PYTEST)
+
+test-slow: $(DEV)/installed
+	$(PYTEST) -m slow
+
+test-all: $(DEV)/installed
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check $(CHECKED)

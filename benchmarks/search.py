@@ -23,15 +23,20 @@ import neuroal_jax
 from eval.cost import peak
 from neuroal_jax.checkpoint.opened import Checkpoint, open_checkpoint
 from neuroal_jax.machine.memory import freed_memory_kept, return_freed
-from neuroal_jax.masks.budget import count
+from neuroal_jax.masks.budget import EXACT, Budget
+from neuroal_jax.masks.patterns import make_pattern
 from neuroal_jax.models import family_of
 from neuroal_jax.models.causal_lm import abstract_params
 from neuroal_jax.models.family import expand
+from neuroal_jax.numerics import alignment
+from neuroal_jax.numerics.statistics import measure as statistics_of
 from neuroal_jax.run.plan import Workload, make_plan
 from neuroal_jax.search import block_step
 from neuroal_jax.walk import programs
-from neuroal_jax.walk.blocks import Walk
-from neuroal_jax.walk.programs import Method, Weights
+from neuroal_jax.walk.blocks import Blocks
+from neuroal_jax.walk.method import make_method
+from neuroal_jax.walk.programs import Weights
+from neuroal_jax.walk.search import score
 
 
 def shape(hidden: int, mlp: int, blocks: int, heads: int, kv_heads: int, vocab: int = 2048) -> dict[str, int]:
@@ -116,26 +121,31 @@ def operations_needed(checkpoint: Checkpoint, scores: dict[str, list[float]], se
     return dense + pruned + final[1] * blocks + final[0] * (blocks - 1)
 
 
+def budget_of(checkpoint: Checkpoint) -> Budget:
+    """70% of a model's weights, row by row."""
+    return Budget(checkpoint.linear_shapes(), checkpoint.num_blocks, 0.7, EXACT, make_pattern("rows"))
+
+
 def parts(checkpoint: Checkpoint, dtype: str, windows: np.ndarray, batch: int) -> dict[str, float]:
     """Seconds of the three parts of one block with `batch` candidates, each compiled on its own."""
-    walk = Walk(checkpoint, Method("wanda"), dtype, len(windows))
-    _, weights = next(iter(walk._blocks()))
-    hidden = walk._embed([windows])[0]
+    blocks, method = Blocks(checkpoint, dtype, len(windows)), make_method("wanda")
+    _, weights = next(iter(blocks.read()))
+    hidden = blocks.embed([windows])[0]
     together = jnp.broadcast_to(hidden, (batch, *hidden.shape)) + 0
-    shapes, linears = checkpoint.linear_shapes(), list(checkpoint.linear_shapes())
-    quotas = count(block_step.candidate(0.7, 0.1, linears, checkpoint.num_blocks), shapes, "exact", 0.7)[0]
+    budget = budget_of(checkpoint)
+    quotas = budget.counts(block_step.candidate(0.7, 0.1, list(budget.shapes), budget.num_blocks))[0]
     quotas = jax.tree.map(lambda leaf: np.stack([leaf] * batch), quotas)
 
     def dense(hidden: jax.Array) -> Any:
-        return programs.collect(programs._forward(walk.spec, weights, hidden)[1], {"squares"})
+        return programs._dense_run(blocks.spec, ("squares",), weights, hidden)
 
     def select(statistics: Any, quotas: Any) -> Any:
-        return programs._prune(walk.spec, weights, statistics, quotas).masks
+        return programs._prune(blocks.spec, method, weights, statistics, quotas).masks
 
     def pruned(hidden: jax.Array, masks: Any) -> Any:
         kept = {name: jnp.where(mask, weights.linears[name], 0) for name, mask in masks.items()}
-        hidden, inputs = programs._forward(walk.spec, Weights(kept, weights.rest), hidden)
-        return hidden, programs.collect(inputs, {"squares"})
+        hidden, inputs = programs._forward(blocks.spec, Weights(kept, weights.rest), hidden)
+        return hidden, {name: statistics_of(x, ("squares",)) for name, x in inputs.items()}
 
     dense, select, pruned = (jax.jit(jax.vmap(function)) for function in (dense, select, pruned))
     statistics = dense(together)
@@ -211,11 +221,11 @@ def growth(dtype: str) -> dict[str, float]:
     def prepare(scratch: str, blocks: int, candidates: int, sequences: int, width: int) -> Callable[[], Any]:
         write_random_llama(Path(scratch), shape(width, 3 * width, blocks, width // 64, width // 64), dtype)
         checkpoint = open_checkpoint(scratch)
-        shapes = checkpoint.linear_shapes()
+        budget = budget_of(checkpoint)
         lambdas = np.linspace(0.01, 0.25, candidates)
-        counts = [count(block_step.candidate(0.7, x, list(shapes), blocks), shapes, "exact", 0.7) for x in lambdas]
+        counts = [budget.counts(block_step.candidate(0.7, x, list(budget.shapes), blocks)) for x in lambdas]
         windows = np.random.default_rng(1).integers(0, 2048, (sequences, 256))
-        method = Method("wanda")
+        method = make_method("wanda")
         work = Workload(
             steps=[candidates],
             search_samples=sequences,
@@ -229,8 +239,8 @@ def growth(dtype: str) -> dict[str, float]:
             reads_text=False,
         )
         together = make_plan(checkpoint, work, None).candidate_batch
-        walk = Walk(checkpoint, method, dtype, sequences)
-        return lambda: walk.search(windows, counts, together)
+        walked = Blocks(checkpoint, dtype, sequences)
+        return lambda: score(walked, method, alignment.score, windows, counts, together)
 
     with ExitStack() as stack:
         sizes = {"base": base, **{name: {**base, name: 2 * value} for name, value in base.items()}}

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuroal_jax.command.config import refuse_same_directory
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
-from neuroal_jax.files.writing import staged, write_json
+from neuroal_jax.command.values import refuse_same_directory
+from neuroal_jax.files.staging import staged
+from neuroal_jax.files.writing import write_json
 
 
 def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
@@ -32,7 +33,7 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
 
     from neuroal_jax.checkpoint.opened import open_checkpoint
     from neuroal_jax.checkpoint.orbax import PARAMS, file_digests
-    from neuroal_jax.checkpoint.safetensors import DIGESTS, copy_side_files
+    from neuroal_jax.checkpoint.saving import DIGESTS, copy_side_files
     from neuroal_jax.finetune import flax_params
 
     refuse_same_directory({"--model": model, "--out": str(out)})

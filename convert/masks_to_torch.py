@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuroal_jax.checkpoint.locate import locate
-from neuroal_jax.checkpoint.safetensors import SafetensorsSource, copy_edited, copy_side_files
-from neuroal_jax.command.config import refuse_same_directory
+from neuroal_jax.checkpoint.safetensors import SafetensorsSource
+from neuroal_jax.checkpoint.saving import copy_edited, copy_side_files
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
+from neuroal_jax.command.values import refuse_same_directory
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import check_steady
-from neuroal_jax.files.writing import staged
+from neuroal_jax.files.staging import staged
 from neuroal_jax.masks.file import PackedMasks, check_pruned, masks_of, pruned_problem, read_masks
 
 if TYPE_CHECKING:
@@ -29,21 +30,22 @@ def apply_masks(model: "torch.nn.Module", path: str | Path, *, saved_by_run: boo
     Args:
         model: A Hugging Face model of the kind that was pruned.
         path: `masks.safetensors`.
-        saved_by_run: Whether the model is the one that the run saved, or was fine-tuned from it. Masks of SparseGPT,
-            which changes kept weights too, are for no other.
+        saved_by_run: Whether the model is the one that the run saved, or was fine-tuned from it. Masks of a
+            pruner that changes kept weights too are for no other.
 
     Returns:
         The same model.
 
     Raises:
-        UserError: If the masks are of another model, or of SparseGPT without `saved_by_run`. Nothing is changed then.
+        UserError: If the masks are of another model, or of a pruner that changes kept weights without
+            `saved_by_run`. Nothing is changed then.
     """
     import torch
 
     masks = read_masks(Path(path))
     if masks.updated_weights and not saved_by_run:
         raise UserError(
-            f"{path} alone does not hold the result, SparseGPT changed the kept weights too: load the model that the "
+            f"{path} alone does not hold the result, its pruner changed the kept weights too: load the model that the "
             "run saved and pass saved_by_run=True"
         )
     weights = _weights_of(model, masks)

@@ -1,7 +1,8 @@
 """What a sweep will cost, before it starts: operations, hours on this machine, bytes on disk. Loads no weights.
 
-Per run, with P prunable weights, a pass of T tokens takes 2 * P * T operations. Attention, the head and SparseGPT's
-factors are left out, and text is taken to be as long as under Llama's tokenizer: an estimate, good to a factor of two.
+Per run, with P prunable weights, a pass of T tokens takes 2 * P * T operations. Attention, the head, and
+Hessians with their factors are left out, and text is taken to be as long as under Llama's tokenizer: an estimate, good
+to a factor of two.
 """
 
 import math
@@ -10,8 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.data.windows import default_seqlen
+from neuroal_jax.masks.patterns import PATTERNS
+from neuroal_jax.pruners import PRUNERS
+from neuroal_jax.refine import NONE, REFINEMENTS
 
 # The paper's models: hidden width, width of keys and values, MLP width, its matrices, blocks.
 PAPER_MODELS = {
@@ -62,20 +67,24 @@ def prunable_weights(model: str) -> tuple[int, float] | None:
 
 def of_run(config: PruneConfig, weights: int, size: float) -> Cost:
     """Of allocation, pruning and perplexities; `weights` and `size` as `prunable_weights` gives them."""
-    from neuroal_jax.search.search import lambdas_for
-
     seqlen = config.seqlen or default_seqlen(config.model)
     calibration, search = config.nsamples * seqlen, config.search_samples * seqlen
     evaluation = sum(_text_tokens(source, seqlen) for source in config.evaluations)
-    without_statistics = config.pruner == "magnitude" and config.refine == "none"
-    tokens = 2 * evaluation + (0 if without_statistics else 2 * calibration)
-    if config.allocation == "owl":
-        tokens += calibration
-    if config.allocation == "neuroal":
-        step = "block" if config.pruner == "sparsegpt" else config.step
-        steps = lambdas_for(step, config.block_lambdas, config.row_lambdas, config.sparsity or 0.7).steps
-        tokens += 2 * search * (sum(steps) + (step != "block"))
+    needs = PRUNERS[config.pruner].needs or (config.refine != NONE and REFINEMENTS[config.refine].needs)
+    tokens = 2 * evaluation + (2 * calibration if needs else 0)
+    if config.allocation in ALLOCATIONS:
+        tokens += calibration if ALLOCATIONS[config.allocation].needs else 0
+        tokens += 2 * search * _candidates(config)
     return Cost(2.0 * weights * tokens, weights / 8 + (size if config.model_directory else 0))
+
+
+def _candidates(config: PruneConfig) -> int:
+    """How many candidates a run's search walks with; the row step's base walks once more, with its differences."""
+    code = ALLOCATIONS.module(config.allocation)
+    by_row = PATTERNS[PRUNERS[config.pruner].pattern].by_row
+    options = {**config.plain(), **(code.settle(config.plain(), by_row) if hasattr(code, "settle") else {})}
+    sizes = code.stage_sizes(options, config.sparsity or 0.7) if hasattr(code, "stage_sizes") else []
+    return sum(sizes) + (len(sizes) > 1)
 
 
 def of_tasks(weights: int, tasks: Sequence[str], limit: int | None) -> float:

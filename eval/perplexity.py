@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from neuroal_jax.command.config import HUB_TEXTS, sources
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
+from neuroal_jax.command.values import sources
+from neuroal_jax.data.windows import HUB_TEXTS
 from neuroal_jax.errors import UserError
 
 FORMAT = "neuroal-perplexity-1"
@@ -36,12 +37,13 @@ def in_jax(model: str, dtype: str, masks: Path | None) -> Perplexity:
     """Opens a model once, to measure several texts.
 
     Raises:
-        UserError: If the masks are of another model, or do not hold their result alone (SparseGPT).
+        UserError: If the masks are of another model, or do not hold their result alone.
     """
     from neuroal_jax.checkpoint.opened import open_checkpoint
     from neuroal_jax.masks.file import masks_of
-    from neuroal_jax.walk.blocks import BlockResult, Walk, batch_size
-    from neuroal_jax.walk.programs import Method
+    from neuroal_jax.walk.blocks import Blocks, batch_size
+    from neuroal_jax.walk.final import BlockResult
+    from neuroal_jax.walk.perplexity import perplexity
 
     checkpoint = open_checkpoint(model)
     results = None
@@ -51,11 +53,10 @@ def in_jax(model: str, dtype: str, masks: Path | None) -> Perplexity:
         for name, (block, linear) in checkpoint.prunable().items():
             results[block].packed[linear] = packed[name]
 
-    def perplexity(windows: np.ndarray) -> float:
-        walk = Walk(checkpoint, Method("magnitude"), dtype, batch_size(windows.shape[1], len(windows)))
-        return walk.perplexity(windows, results)
+    def measure(windows: np.ndarray) -> float:
+        return perplexity(Blocks(checkpoint, dtype, batch_size(windows.shape[1], len(windows))), windows, results)
 
-    return perplexity
+    return measure
 
 
 def in_torch(model: str, dtype: str, masks: Path | None) -> Perplexity:

@@ -7,26 +7,33 @@ Names are imported on first use: the command line's `--help` and the PyTorch sid
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "PruneConfig": "neuroal_jax.command.config",
-    "PruneResult": "neuroal_jax.run.pipeline",
-    "UserError": "neuroal_jax.errors",
-    "load_masks": "neuroal_jax.masks.file",
-    "keep_pruned": "neuroal_jax.finetune",
-    "mask_tree": "neuroal_jax.finetune",
-    "load_model": "neuroal_jax.finetune",
-}
+if TYPE_CHECKING:
+    from neuroal_jax.command.config import PruneConfig
+    from neuroal_jax.errors import UserError
+    from neuroal_jax.finetune import keep_pruned, load_model, mask_tree
+    from neuroal_jax.masks import load_masks
+    from neuroal_jax.run.pipeline import PruneResult, prune
+else:
+    _EXPORTS = {
+        "PruneConfig": "neuroal_jax.command.config",
+        "PruneResult": "neuroal_jax.run.pipeline",
+        "UserError": "neuroal_jax.errors",
+        "load_masks": "neuroal_jax.masks",
+        "keep_pruned": "neuroal_jax.finetune",
+        "mask_tree": "neuroal_jax.finetune",
+        "load_model": "neuroal_jax.finetune",
+    }
+
+    def __getattr__(name: str) -> Any:
+        if name == "prune":
+            return import_module("neuroal_jax.prune")  # a module that can be called
+        if name in _EXPORTS:
+            return getattr(import_module(_EXPORTS[name]), name)
+        raise AttributeError(f"module 'neuroal_jax' has no attribute '{name}'")
+
 
 __all__ = ["PruneConfig", "PruneResult", "UserError", "keep_pruned", "load_masks", "load_model", "mask_tree", "prune"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "prune":
-        return import_module("neuroal_jax.prune")  # a module that can be called
-    if name in _EXPORTS:
-        return getattr(import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'neuroal_jax' has no attribute '{name}'")

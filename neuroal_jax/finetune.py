@@ -42,8 +42,7 @@ def flax_params(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """Every parameter by Flax path, in Flax orientation, in the checkpoint's dtype; tied uses are left out."""
     params = {}
     for hf, (rule, block) in expand(checkpoint.rules, checkpoint.num_blocks).items():
-        array = checkpoint.read(hf)
-        params[rule.flax.format(block=block)] = array.T if rule.transpose else array
+        params[rule.flax.format(block=block)] = rule.across(checkpoint.read(hf))
     return params
 
 
@@ -64,7 +63,7 @@ def mask_tree(masks: Mapping[str, np.ndarray], checkpoint: Checkpoint, params: A
         if hf not in names:
             raise UserError(f"the masks are of another model: it has no tensor {hf}")
         rule, block = names[hf]
-        by_path[rule.flax.format(block=block)] = mask.T if rule.transpose else mask
+        by_path[rule.flax.format(block=block)] = rule.across(mask)
 
     def masked(path: tuple[Any, ...], leaf: Any) -> Any:
         mask = by_path.pop(_dotted(path), None)
@@ -97,9 +96,9 @@ def keep_pruned(masks: Any) -> optax.GradientTransformation:
         if params is None:
             raise ValueError("keep_pruned needs the parameters: call update(updates, state, params)")
 
-        def one(mask: Any, update: Any, param: Any) -> Any:
+        def keep_zero(mask: Any, update: Any, param: Any) -> Any:
             return update if mask is None else jnp.where(mask, update, -param)
 
-        return jax.tree.map(one, masks, updates, params, is_leaf=lambda leaf: leaf is None), state
+        return jax.tree.map(keep_zero, masks, updates, params, is_leaf=lambda leaf: leaf is None), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -10,7 +10,7 @@ import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from neuroal_jax.command.config import PruneConfig
+from neuroal_jax.command.config import AUTO, PruneConfig
 from neuroal_jax.command.parser import parse_arguments
 from neuroal_jax.command.program import Messages, run_program
 from neuroal_jax.machine.interrupts import INTERRUPTED
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from neuroal_jax.machine import compilation
         from neuroal_jax.run import pipeline
 
-        compilation.use_cache(config.compilation_cache)
+        if config.compilation_cache == AUTO:  # a program may choose; a function leaves JAX as its caller set it up
+            compilation.use_default_cache()
         pipeline.prune(config)
 
     return run_program(work)

@@ -1,34 +1,32 @@
-"""Shared fixtures: tiny random models made on the spot, and the optional folder of real models and goldens."""
+"""Shared fixtures: tiny random models made on the spot. Compiled programs are kept from one session to the next."""
 
 import atexit
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="neuroal-tests-")  # nothing in the user's own
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # tests of the cache turn it on
+# Before anything imports JAX; the processes that tests start inherit it.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import numpy as np
 import pytest
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
-DATA = Path(os.environ.get("NEUROAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-
-_MOST_MAPS = 20000
 
 
-@pytest.fixture(autouse=True)
-def few_memory_maps():
-    """Forgets compiled programs now and then: each takes memory maps, of which Linux gives a process some 65000."""
-    yield
-    maps = Path("/proc/self/maps")
-    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
-        sys.modules["jax"].clear_caches()
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """Tests of one file share its fixtures and programs: they run in one process, unless a mark says otherwise."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 LLAMA = {
@@ -40,6 +38,8 @@ LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+# A whole run's options. With one model, one length and one number of candidates, runs share their compiled programs.
+RUN = {"sparsity": 0.6, "seqlen": 16, "block_lambdas": "0.05,0.2", "row_lambdas": "0.0,0.1,0.2"}
 
 
 def save_random_model(
@@ -82,11 +82,3 @@ def tokens(tmp_path_factory) -> Path:
 def make_llama(tmp_path_factory) -> Callable[..., Path]:
     """A factory of random models: `make_llama(num_key_value_heads=1)`, `make_llama(family="Phi")`."""
     return lambda **options: save_random_model(tmp_path_factory.mktemp("model"), **options)
-
-
-@pytest.fixture(scope="session")
-def data() -> Path:
-    """The folder of real models, tokens and goldens; tests that need it are skipped where it is absent."""
-    if not DATA.is_dir():
-        pytest.skip(f"no {DATA}: set NEUROAL_DATA to the folder of real models and goldens")
-    return DATA

@@ -1,19 +1,41 @@
-"""`--budget reference` against what the released code computed for real models (skipped where the folder is absent)."""
+"""`--budget reference` against what the released code computed for real models.
+
+One of them is in this repository; the others are looked for in the folder NEUROAL_DATA.
+"""
 
 import json
+import os
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 import neuroal_jax
-from tests.conftest import DATA
 
-TOKENS = {
-    "stories260k": "stories-dev.npz",
-    "tiny-opt": "bpe-dev.npz",
-    "tiny-phi": "bpe-dev.npz",
-    "tiny-mistral": "bpe-dev.npz",
+DATA = Path(os.environ.get("NEUROAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+STORIES = Path(__file__).parent / "data" / "stories260k"
+
+
+class Recorded(NamedTuple):
+    """Where a model is, its token ids, and what was recorded for them."""
+
+    model: Path
+    tokens: Path
+    goldens: Path
+
+
+RECORDED = {"stories260k": Recorded(STORIES / "model", STORIES / "tokens.npz", STORIES / "goldens")} | {
+    model: Recorded(DATA / "models" / model, DATA / "tokens" / "bpe-dev.npz", DATA / "goldens" / model)
+    for model in ("tiny-opt", "tiny-phi", "tiny-mistral")
 }
+# Each pruner and each top-up; all others are slow.
+QUICK = [
+    "magnitude-alpha-both-70.npz",
+    "wanda-neuroal-both-70.npz",
+    "multiflow-dsnot-both-60.npz",
+    "sparsegpt-owl-both-70.npz",
+]
 
 # One weight of SparseGPT on the other side of a threshold, by a rounding error, changes all that are updated after it,
 # and DSnoT goes another way from another first weight: in these cases it does so early, and up to 0.3% of the bits
@@ -25,17 +47,26 @@ CHAOTIC = {
 }
 
 
+def recorded_cases(model):
+    """What was recorded for a model; skips the test where that is absent."""
+    path = RECORDED[model].goldens / "cases.json"
+    if not path.is_file():
+        pytest.skip(f"no {path}: set NEUROAL_DATA to the folder of real models and goldens")
+    return json.loads(path.read_text())
+
+
 def cases():
     """Every recorded case of pruning; those that run the same compiled programs follow each other."""
     found = []
-    for model in TOKENS:
-        path = DATA / "goldens" / model / "cases.json"
-        recorded = json.loads(path.read_text()) if path.is_file() else []
-        pruned = [case for case in recorded if case["method"] != "dense"]
+    for model, recorded in RECORDED.items():
+        group = pytest.mark.xdist_group(f"golden {model}")
+        path = recorded.goldens / "cases.json"
+        pruned = [case for case in json.loads(path.read_text()) if case["method"] != "dense"] if path.is_file() else []
         for case in sorted(pruned, key=lambda case: (case["method"], case["top_up"], case["step"] or "")):
-            name = case["masks"].removesuffix(".npz")
-            found.append(pytest.param(case, id=f"{model}-{name}"))
-    return found or [pytest.param(None, id="none")]
+            quick = model == "stories260k" and case["masks"] in QUICK
+            name = f"{model}-{case['masks'].removesuffix('.npz')}"
+            found.append(pytest.param(case, id=name, marks=[group] if quick else [group, pytest.mark.slow]))
+    return found
 
 
 def check_scores(scores, expected, case):
@@ -74,19 +105,19 @@ def check_allocation(allocation, expected):
         assert found == pytest.approx(recorded, abs=1e-5), key
 
 
-def reference_run(case, data, out, **options):
-    tokens = data / "tokens" / TOKENS[case["model"]]
+def reference_run(case, out, **options):
+    recorded = RECORDED[case["model"]]
     dsnot = {"refine": "dsnot", "dsnot_cycles": 20} if case["top_up"] == "dsnot" else {}
     config = neuroal_jax.PruneConfig(
-        model=str(data / "models" / case["model"]),
+        model=str(recorded.model),
         out=str(out),
         sparsity=case["sparsity"],
         pruner=case["method"],
         allocation="uniform" if dsnot else case["top_up"],
         step=case["step"] or "both",
         budget="reference",
-        calib=str(tokens),
-        eval=str(tokens),
+        calib=str(recorded.tokens),
+        eval=str(recorded.tokens),
         nsamples=16,
         **{**dsnot, **options},
     )
@@ -104,8 +135,8 @@ def wrong_bits(result, golden):
 
 
 @pytest.mark.parametrize("case", cases())
-def test_reference_run_equals_the_released_code(data, tmp_path, case):
-    result = reference_run(case, data, tmp_path / "out")
+def test_reference_run_equals_the_released_code(tmp_path, case):
+    result = reference_run(case, tmp_path / "out")
     manifest, chaotic = result.manifest, case["masks"] in CHAOTIC.get(case["model"], [])
     check_scores(manifest["scores"]["block"], case["scores_block"], case)
     check_scores(manifest["scores"]["row"], case["scores_row"], case)
@@ -113,21 +144,20 @@ def test_reference_run_equals_the_released_code(data, tmp_path, case):
         # Two candidates closer than that noise: ours must be as good by the record. Then prune with the recorded one.
         ours = case["scores_block"][int(np.argmin(manifest["scores"]["block"]))]
         assert ours < 1.005 * min(case["scores_block"])
-        result = reference_run(case, data, tmp_path / "again", block_lambdas=(case["lambda_block"],))
+        result = reference_run(case, tmp_path / "again", block_lambdas=(case["lambda_block"],))
     assert result.manifest["lambda_block"] == case["lambda_block"]
     assert result.manifest["lambda_row"] == case["lambda_row"]
     check_allocation(result.allocation, case["allocation"])
     exactness = (1e-2, 1e-3) if chaotic or case["method"] == "sparsegpt" else (1e-3, 1e-4)
     assert result.manifest["token_ppl"]["pruned"] == pytest.approx(case["token_ppl"], rel=exactness[0])
-    golden = np.load(data / "goldens" / case["model"] / case["masks"])
+    golden = np.load(RECORDED[case["model"]].goldens / case["masks"])
     assert wrong_bits(result, golden) <= (4e-3 if chaotic else exactness[1])
 
 
-@pytest.mark.parametrize("model", TOKENS)
-def test_dense_perplexity_equals_the_released_code(data, model):
+@pytest.mark.parametrize("model", RECORDED)
+def test_dense_perplexity_equals_the_released_code(model):
     from eval.perplexity import jax_perplexity
 
-    windows = np.load(data / "tokens" / TOKENS[model])["evaluation"]
-    cases = json.loads((data / "goldens" / model / "cases.json").read_text())
-    (dense,) = [case["token_ppl"] for case in cases if case["method"] == "dense"]
-    assert jax_perplexity(str(data / "models" / model), windows, "float32") == pytest.approx(dense, rel=1e-5)
+    (dense,) = [case["token_ppl"] for case in recorded_cases(model) if case["method"] == "dense"]
+    windows = np.load(RECORDED[model].tokens)["evaluation"]
+    assert jax_perplexity(str(RECORDED[model].model), windows, "float32") == pytest.approx(dense, rel=1e-5)

@@ -29,11 +29,17 @@ def allocate(problem: Problem) -> Decision:
 
 @program()
 def outlier_share(
-    weights: Sequence[Float[Array, "out in"]],
-    squares: Sequence[Float[Array, "b in"]],
+    weights: Sequence[Float[Array, "_ _"]],
+    squares: Sequence[Float[Array, "_ _"]],
     multiple: Float[Array, ""] | float,
 ) -> Float[Array, ""]:
-    """The share of a block's Wanda scores, of all linears together, that exceed `multiple` times their mean."""
+    """The share of a block's Wanda scores, of all linears together, that exceed `multiple` times their mean.
+
+    Args:
+        weights: `[out, in]` of every linear.
+        squares: `[sequence, in]` of every linear's input.
+        multiple: OWL's M.
+    """
     scores = [wanda.scores(weight, norms(sums)) for weight, sums in zip(weights, squares, strict=True)]
     total = float(sum(x.size for x in scores))
     mean = jnp.sum(jnp.stack([jnp.sum(x) for x in scores])) / total

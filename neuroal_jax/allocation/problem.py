@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array
@@ -15,6 +15,7 @@ Differences = list[dict[str, np.ndarray]]  # per block: D - S of every input, fp
 Measurement = Callable[[Mapping[str, Array], Mapping[str, Statistics]], Any]  # of a block's W[out, in] and its inputs
 
 
+@runtime_checkable
 class Model(Protocol):
     """What the models that are asked about can do."""
 

@@ -8,8 +8,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockWeights", "Checkpoint", "ConfigFile", "open_checkpoint", "read_config"]
 
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("neuroal_jax.checkpoint.opened"), name)
-    raise AttributeError(f"module 'neuroal_jax.checkpoint' has no attribute '{name}'")
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            return getattr(import_module("neuroal_jax.checkpoint.opened"), name)
+        raise AttributeError(f"module 'neuroal_jax.checkpoint' has no attribute '{name}'")

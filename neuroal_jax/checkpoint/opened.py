@@ -10,18 +10,9 @@ import numpy as np
 
 from neuroal_jax.checkpoint.locate import locate
 from neuroal_jax.checkpoint.orbax import OrbaxSource, is_orbax
-from neuroal_jax.checkpoint.safetensors import (
-    FLOAT_DTYPES,
-    Edit,
-    SafetensorsSource,
-    TensorSource,
-    combine,
-    copy_edited,
-    copy_side_files,
-    digests,
-    is_finite,
-    write_checkpoint,
-)
+from neuroal_jax.checkpoint.safetensors import SafetensorsSource
+from neuroal_jax.checkpoint.saving import Edit, copy_edited, copy_side_files, write_checkpoint
+from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorSource, combine, digests, is_finite
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import SteadyFile, check_steady, parse_json, read_bounded
 from neuroal_jax.models import family_of
@@ -53,7 +44,7 @@ class Checkpoint:
     """An opened checkpoint. `open_checkpoint` makes one; opening reads headers only."""
 
     path: Path
-    config_file: "ConfigFile"
+    config_file: ConfigFile
     family: Family
     config: Any
     source: TensorSource
@@ -88,6 +79,11 @@ class Checkpoint:
         shapes = {linear.name: infos[self.linear_name(0, linear.name)].shape for linear in self.family.linears}
         return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
 
+    def input_widths(self) -> dict[str, int]:
+        """Width of each input of a block's linears, by the name under which they read it (the same in every block)."""
+        shapes = self.linear_shapes()
+        return {linear.reads: shapes[linear.name][1] for linear in self.family.linears}
+
     def read(self, name: str) -> np.ndarray:
         """One tensor by Hugging Face name, checked for NaN and infinity the first time.
 
@@ -103,26 +99,24 @@ class Checkpoint:
 
     def read_part(self, prefix: str) -> dict[str, np.ndarray]:
         """The parameters of `stem` or `head` by their Flax path inside it, in Flax orientation."""
-        found = {}
-        for rule in self.rules:
-            if rule.flax.startswith(f"{prefix}."):
-                array = self.read(rule.hf)
-                found[rule.flax.removeprefix(f"{prefix}.")] = array.T if rule.transpose else array
-        return found
+        return {path: rule.across(self.read(rule.hf)) for path, rule in self._rules_of(prefix)}
 
     def read_block(self, block: int) -> BlockWeights:
         """One block's parameters; the linears keep Hugging Face's orientation."""
         names = {f"{linear.name}.kernel": linear.name for linear in self.family.linears}
         linears, rest = {}, dict(self.family.block_constants(self.config, block))
-        for rule in self.rules:
-            if rule.flax.startswith("blocks.{block}."):
-                path = rule.flax.removeprefix("blocks.{block}.")
-                array = self.read(rule.hf.format(block=block))
-                if path in names:
-                    linears[names[path]] = array
-                else:
-                    rest[path] = array.T if rule.transpose else array
+        for path, rule in self._rules_of("blocks.{block}"):
+            array = self.read(rule.hf.format(block=block))
+            if path in names:
+                linears[names[path]] = array
+            else:
+                rest[path] = rule.across(array)
         return BlockWeights(linears, rest)
+
+    def _rules_of(self, prefix: str) -> list[tuple[str, ParamRule]]:
+        """The rules of one part of the Flax model, each with its path inside it."""
+        start = f"{prefix}."
+        return [(rule.flax.removeprefix(start), rule) for rule in self.rules if rule.flax.startswith(start)]
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of all mapped tensors (`model`) and of the prunable ones, which masks are tied to (`prunable`).

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from neuroal_jax.checkpoint.safetensors import DIGESTS, FLOAT_DTYPES, TensorInfo
+from neuroal_jax.checkpoint.saving import DIGESTS
+from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import SteadyFile, read_json
 from neuroal_jax.models.family import ParamRule, expand

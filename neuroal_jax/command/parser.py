@@ -106,4 +106,4 @@ def _plain_yaml(text: str) -> Any:
                 raise ValueError("a key appears twice")
             return found
 
-    return yaml.load(text, Loader)
+    return yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)

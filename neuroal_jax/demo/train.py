@@ -265,7 +265,7 @@ def hf_tensors(model: CausalLM) -> dict[str, Float[np.ndarray, "..."]]:
     for name, (rule, block) in expand(FAMILY.rules(config), config.num_hidden_layers).items():
         array = np.asarray(_parameter(model, rule.flax.format(block=block)), np.float16)
         # safetensors writes a transposed view's memory in the wrong order.
-        tensors[name] = np.ascontiguousarray(array.T if rule.transpose else array)
+        tensors[name] = np.ascontiguousarray(rule.across(array))
     return tensors
 
 

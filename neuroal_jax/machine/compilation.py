@@ -6,22 +6,19 @@ from pathlib import Path
 
 import jax
 
-from neuroal_jax.command.config import AUTO
-
 log = logging.getLogger("neuroal_jax")
 
 _LEAST_SECONDS = 0.2  # what compiles faster is not worth a file
 
 
-def use_cache(choice: str) -> None:
-    """Makes JAX keep compiled programs in a directory.
+def use_default_cache() -> None:
+    """Makes JAX keep compiled programs in the user's cache directory, if it was not told to keep them elsewhere."""
+    if not jax.config.values.get("jax_compilation_cache_dir"):
+        use_cache(user_cache())
 
-    Args:
-        choice: A directory; `auto`: the one that JAX was told to use, or else the user's cache directory; `none`.
-    """
-    if choice == "none" or (choice == AUTO and jax.config.values.get("jax_compilation_cache_dir")):
-        return
-    directory = user_cache() if choice == AUTO else Path(choice)
+
+def use_cache(directory: Path) -> None:
+    """Makes JAX keep compiled programs in a directory; says so and goes on without where it cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

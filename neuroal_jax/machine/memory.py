@@ -4,7 +4,8 @@ import ctypes
 import errno
 import os
 import resource
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,10 +15,10 @@ LOWER = "lower --nsamples, --search-samples, --candidate-batch or --seqlen, or g
 _UNLIMITED = 2**60
 _THREADS_BYTES = 256 * 2**20  # address space of the stacks and heaps of threads to come
 _CGROUPS = Path("/sys/fs/cgroup")
-# glibc's mallopt: what to set, to what, and what to put back (the defaults).
+# Parameters of glibc's mallopt: what to set, to what, and what to put back (it tells no one what was set before).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _KEPT = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0, _ARENA_MAX: 1}
-_RETURNED = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536, _ARENA_MAX: 8 * (os.cpu_count() or 1)}
+_DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536, _ARENA_MAX: 8 * (os.cpu_count() or 1)}
 
 
 def available_memory() -> tuple[int, str]:
@@ -101,6 +102,38 @@ def exhaustion_explained(advice: str) -> Iterator[None]:
         raise UserError(f"out of memory ({reason}; {size / 2**30:.2f} GiB of the host's {bound}): {advice}") from error
 
 
+class _Keepers:
+    """How many runs of this process want freed memory kept: a setting of the whole process, so the last resets it."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._lock = threading.Lock()
+
+    def enter(self) -> None:
+        """One more; the first changes the setting."""
+        with self._lock:
+            self._number += 1
+            if self._number == 1:
+                _set_allocator(_KEPT)
+
+    def leave(self) -> None:
+        """One less; the last puts the defaults back."""
+        with self._lock:
+            self._number -= 1
+            if self._number == 0:
+                _set_allocator(_DEFAULTS)
+                return_freed()
+
+
+_keepers = _Keepers()
+
+
+def _set_allocator(values: Mapping[int, int]) -> None:
+    library = ctypes.CDLL(None)
+    for parameter, value in values.items() if hasattr(library, "mallopt") else ():
+        library.mallopt(parameter, value)
+
+
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Makes the C library keep what is freed for whoever allocates next, until `return_freed`.
@@ -108,18 +141,11 @@ def freed_memory_kept() -> Iterator[None]:
     On a CPU, XLA takes the temporary arrays of every call anew; to have the system map their pages each time costs some
     5% of a search. Does nothing where the C library is not glibc.
     """
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt"):
-        yield
-        return
-    for parameter, value in _KEPT.items():
-        library.mallopt(parameter, value)
+    _keepers.enter()
     try:
         yield
     finally:
-        for parameter, value in _RETURNED.items():
-            library.mallopt(parameter, value)
-        return_freed()
+        _keepers.leave()
 
 
 def return_freed() -> None:

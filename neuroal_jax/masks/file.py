@@ -14,7 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from neuroal_jax.checkpoint.safetensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests, read_header
+from neuroal_jax.checkpoint.safetensors import read_header
+from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import parse_json
 
@@ -121,7 +122,7 @@ def masks_of(path: Path, source: TensorSource, model: str) -> PackedMasks:
     masks = read_masks(path)
     if masks.updated_weights:
         raise UserError(
-            f"{path} alone does not hold the result, SparseGPT changed the kept weights too: use the model that "
+            f"{path} alone does not hold the result, its pruner changed the kept weights too: use the model that "
             "the run saved (--save-model; by default the directory 'model' beside the masks)"
         )
     check_source(masks, source, model)

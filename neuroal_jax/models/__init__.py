@@ -11,8 +11,14 @@ from neuroal_jax.models.hf_config import refuse_moe
 
 # model_type -> module with a FAMILY. Imported on use: reading a plan or a mask file needs no JAX.
 FAMILIES = {
-    name: f"neuroal_jax.models.{name}"
-    for name in ("gemma", "gemma2", "llama", "mistral", "opt", "phi", "qwen2", "qwen3")
+    "gemma": "neuroal_jax.models.gemma",
+    "gemma2": "neuroal_jax.models.gemma2",
+    "llama": "neuroal_jax.models.llama",
+    "mistral": "neuroal_jax.models.mistral",
+    "opt": "neuroal_jax.models.opt",
+    "phi": "neuroal_jax.models.phi",
+    "qwen2": "neuroal_jax.models.qwen2",
+    "qwen3": "neuroal_jax.models.qwen3",
 }
 
 

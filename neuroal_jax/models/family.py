@@ -50,6 +50,10 @@ class ParamRule:
     transpose: bool = False
     tied: bool = False
 
+    def across(self, array: Any) -> Any:
+        """An array of one side as the other side has it."""
+        return array.T if self.transpose else array
+
 
 @dataclass(frozen=True)
 class Family:

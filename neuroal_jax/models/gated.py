@@ -13,7 +13,9 @@ from jaxtyping import Array, Float
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.models import hf_config, layers
+from neuroal_jax.models.attention import causal_attention
 from neuroal_jax.models.family import Family, LinearSpec, ParamRule, linear_rules
+from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rope_frequencies, rotate, take_rope
 
 # In named_modules order. D - S of the last linear's target, the next block's first input, is always zero.
 LINEARS = (
@@ -53,7 +55,7 @@ class GatedConfig:
     head_dim: int
     max_position_embeddings: int
     rms_norm_eps: float
-    rope: hf_config.Rope
+    rope: Rope
     hidden_act: str
     tie_word_embeddings: bool
     qkv_bias: bool = False
@@ -69,10 +71,12 @@ class GatedConfig:
     layer_windows: tuple[bool, ...] = ()
 
 
-_KNOWN = frozenset(
-    {*GatedConfig.__dataclass_fields__, "rope_theta", "rope_scaling", "rope_parameters"}
-    - {"qkv_bias", "o_bias", "mlp_bias", "qk_norm", "scale", "softcap", "sliding_window"}
-    - {"unit_offset", "embedding_scale", "logit_softcap", "layer_windows", "rope"}
+# Attributes of config.json that `parse` reads. Families add their own; all others are refused.
+_ATTRIBUTES = ROPE_ATTRIBUTES | frozenset(
+    """
+    head_dim hidden_act hidden_size intermediate_size max_position_embeddings num_attention_heads num_hidden_layers
+    num_key_value_heads rms_norm_eps tie_word_embeddings vocab_size
+    """.split()
 )
 
 
@@ -97,7 +101,7 @@ def parse(
         head_dim: Size of a head where the config does not say; None: hidden size over heads.
         max_positions: Positions where the config does not say.
     """
-    hf_config.refuse_unknown(config, _KNOWN | {*extra, activation_key})
+    hf_config.refuse_unknown(config, _ATTRIBUTES | {*extra, activation_key})
     hidden_size = hf_config.take_int(config, "hidden_size")
     heads = hf_config.take_int(config, "num_attention_heads")
     kv_heads = hf_config.take_int(config, "num_key_value_heads", heads)
@@ -118,7 +122,7 @@ def parse(
         head_dim=head_dim,
         max_position_embeddings=hf_config.take_int(config, "max_position_embeddings", max_positions),
         rms_norm_eps=hf_config.take_float(config, "rms_norm_eps", 1e-6),
-        rope=hf_config.take_rope(config),
+        rope=take_rope(config),
         hidden_act=hf_config.take_choice(config, activation_key, layers.ACTIVATIONS, activation),
         tie_word_embeddings=hf_config.take_bool(config, "tie_word_embeddings", tied),
         scale=head_dim**-0.5,
@@ -149,10 +153,10 @@ class Attention(nnx.Module):
         q, k, v = self.q_proj(x).reshape(split), self.k_proj(x).reshape(split), self.v_proj(x).reshape(split)
         if config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        frequencies = layers.rope_frequencies(config.head_dim, config.rope)
-        q, k = layers.rotate(q, frequencies), layers.rotate(k, frequencies)
+        frequencies = rope_frequencies(config.head_dim, config.rope)
+        q, k = rotate(q, frequencies), rotate(k, frequencies)
         window = self.window[...] if config.layer_windows else config.sliding_window
-        out = layers.causal_attention(q, k, v, scale=config.scale, softcap=config.softcap, window=window)
+        out = causal_attention(q, k, v, scale=config.scale, softcap=config.softcap, window=window)
         return out.reshape(*x.shape[:2], -1)
 
 

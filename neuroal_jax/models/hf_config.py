@@ -1,7 +1,6 @@
 """Reading Hugging Face's config.json: every attribute is understood, harmless or refused by name."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from neuroal_jax.errors import UserError, shorten
@@ -20,7 +19,7 @@ _HARMLESS = frozenset(
     sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
     tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version typical_p
     unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
-    """.split()  # noqa: SIM905 (a list of 70 lines is harder to read)
+    """.split()
 )
 MAX_BLOCKS = 10_000  # far beyond any model; a damaged number must not make a table of billions of names
 _MOE = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
@@ -103,65 +102,3 @@ def refuse_windows(config: Mapping[str, Any]) -> None:
     full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
     if config.get("use_sliding_window") or not full:
         raise UserError("config.json: use_sliding_window is set: sliding windows are not supported for this family")
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding: the base and, for `llama3` scaling, its four constants."""
-
-    theta: float
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int | None = None
-
-
-def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of rotary positions, wherever it says it."""
-    values = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
-    for key in ("rope_parameters", "rope_scaling"):
-        value = config.get(key) or {}
-        if not isinstance(value, Mapping):
-            raise UserError(f"config.json: {key} is {value!r}, expected an object")
-        if not value:
-            continue
-        kind = value.get("rope_type", value.get("type", "default"))
-        if values.get("rope_type", kind) != kind:
-            raise UserError(
-                f"config.json: rope scaling types {values['rope_type']!r} and {kind!r} contradict each other"
-            )
-        values |= {name: x for name, x in value.items() if name != "type" and x is not None}
-        values["rope_type"] = kind
-    return values
-
-
-def take_rope(config: Mapping[str, Any], default_theta: float = 10000.0) -> Rope:
-    """Reads `rope_theta` with `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
-
-    Raises:
-        UserError: For any scaling type other than `default` and `llama3`.
-    """
-    merged = rope_values(config)
-    merged.pop("partial_rotary_factor", None)  # for the family to read
-    theta = take_float({"rope_theta": merged.pop("rope_theta", None)}, "rope_theta", default_theta)
-    kind = merged.pop("rope_type", "default")
-    if kind not in ("default", "llama3"):
-        raise UserError(f"config.json: rope scaling type {kind!r} is not supported, expected 'default' or 'llama3'")
-    if kind == "default":
-        refuse_unknown(merged, frozenset())
-        return Rope(theta)
-    fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    refuse_unknown(merged, frozenset(fields))
-    rope = Rope(
-        theta,
-        factor=take_float(merged, "factor"),
-        low_freq_factor=take_float(merged, "low_freq_factor"),
-        high_freq_factor=take_float(merged, "high_freq_factor"),
-        original_max_position_embeddings=take_int(merged, "original_max_position_embeddings"),
-    )
-    if rope.high_freq_factor <= rope.low_freq_factor:
-        raise UserError(
-            f"config.json: rope high_freq_factor {rope.high_freq_factor} must exceed "
-            f"low_freq_factor {rope.low_freq_factor}"
-        )
-    return rope

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.models import hf_config, layers
+from neuroal_jax.models.attention import causal_attention
 from neuroal_jax.models.family import Family, LinearSpec, ParamRule, linear_rules
 
 LINEARS = (
@@ -25,6 +26,14 @@ _OFFSET = 2  # the first rows of the position table are never used
 _EPSILON = 1e-5
 _HF = "model.decoder."
 _BLOCK = _HF + "layers.{block}."
+# Attributes of config.json that are read, or that only training reads; all others are refused.
+_ATTRIBUTES = frozenset(
+    """
+    _remove_final_layer_norm activation_function do_layer_norm_before dropout enable_bias ffn_dim hidden_size init_std
+    layer_norm_elementwise_affine layerdrop max_position_embeddings num_attention_heads num_hidden_layers
+    tie_word_embeddings vocab_size word_embed_proj_dim
+    """.split()
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +62,7 @@ class OPTConfig:
 
 def parse_config(config: Mapping[str, Any]) -> OPTConfig:
     """Reads config.json, refusing what is not implemented."""
-    known = {*OPTConfig.__dataclass_fields__, "_remove_final_layer_norm", "dropout", "init_std", "layerdrop"}
-    hf_config.refuse_unknown(config, frozenset(known - {"final_layer_norm"}))
+    hf_config.refuse_unknown(config, _ATTRIBUTES)
     hidden, heads = hf_config.take_int(config, "hidden_size"), hf_config.take_int(config, "num_attention_heads")
     if hidden % heads:
         raise UserError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
@@ -111,7 +119,7 @@ class Attention(nnx.Module):
     def mix(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Everything up to out_proj's input."""
         q, k, v = (proj(x).reshape(*x.shape[:2], self.heads, -1) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        return layers.causal_attention(q, k, v, scale=q.shape[-1] ** -0.5).reshape(x.shape)
+        return causal_attention(q, k, v, scale=q.shape[-1] ** -0.5).reshape(x.shape)
 
 
 class OPTBlock(nnx.Module):

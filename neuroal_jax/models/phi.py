@@ -10,7 +10,9 @@ from jaxtyping import Array, Float
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.models import hf_config, layers
+from neuroal_jax.models.attention import causal_attention
 from neuroal_jax.models.family import Family, LinearSpec, ParamRule, linear_rules
+from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rope_frequencies, rope_values, rotate, take_rope
 
 # Attention and MLP read the same input, so what `dense` feeds is, like what fc2 feeds, the next block's input.
 LINEARS = (
@@ -22,6 +24,14 @@ LINEARS = (
     LinearSpec("mlp.fc2", reads="mlp_hidden", feeds="block_input", feeds_next_block=True, in_mlp=True),
 )
 _BLOCK = "model.layers.{block}."
+# Attributes of config.json that are read, or that only training reads; all others are refused.
+_ATTRIBUTES = ROPE_ATTRIBUTES | frozenset(
+    """
+    embd_pdrop head_dim hidden_act hidden_size intermediate_size layer_norm_eps max_position_embeddings
+    num_attention_heads num_hidden_layers num_key_value_heads partial_rotary_factor qk_layernorm resid_pdrop
+    tie_word_embeddings vocab_size
+    """.split()
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class PhiConfig:
     rotary_dim: int
     max_position_embeddings: int
     layer_norm_eps: float
-    rope: hf_config.Rope
+    rope: Rope
     hidden_act: str
     qk_layernorm: bool
     tie_word_embeddings: bool
@@ -46,9 +56,7 @@ class PhiConfig:
 
 def parse_config(config: Mapping[str, Any]) -> PhiConfig:
     """Reads config.json, refusing what is not implemented."""
-    known = {*PhiConfig.__dataclass_fields__, "embd_pdrop", "resid_pdrop", "partial_rotary_factor"}
-    known |= {"rope_theta", "rope_scaling", "rope_parameters"}
-    hf_config.refuse_unknown(config, frozenset(known - {"rope", "rotary_dim"}))
+    hf_config.refuse_unknown(config, _ATTRIBUTES)
     hidden, heads = hf_config.take_int(config, "hidden_size"), hf_config.take_int(config, "num_attention_heads")
     kv_heads = hf_config.take_int(config, "num_key_value_heads", heads)
     if hidden % heads or heads % kv_heads:
@@ -57,7 +65,7 @@ def parse_config(config: Mapping[str, Any]) -> PhiConfig:
             "must each be a multiple of the next"
         )
     head_dim = hf_config.take_int(config, "head_dim", hidden // heads)
-    factor = hf_config.take_float(hf_config.rope_values(config), "partial_rotary_factor", 0.5)
+    factor = hf_config.take_float(rope_values(config), "partial_rotary_factor", 0.5)
     rotary_dim = int(head_dim * factor)
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim or head_dim != hidden // heads:
         raise UserError(
@@ -74,7 +82,7 @@ def parse_config(config: Mapping[str, Any]) -> PhiConfig:
         rotary_dim=rotary_dim,
         max_position_embeddings=hf_config.take_int(config, "max_position_embeddings", 2048),
         layer_norm_eps=hf_config.take_float(config, "layer_norm_eps", 1e-5),
-        rope=hf_config.take_rope(config),
+        rope=take_rope(config),
         hidden_act=hf_config.take_choice(config, "hidden_act", layers.ACTIVATIONS, "gelu_new"),
         qk_layernorm=hf_config.take_bool(config, "qk_layernorm", False),
         tie_word_embeddings=hf_config.take_bool(config, "tie_word_embeddings", False),
@@ -103,11 +111,11 @@ class Attention(nnx.Module):
         if config.qk_layernorm:
             q, k = self.q_layernorm(q), self.k_layernorm(k)
         q, k = self._rotate(q), self._rotate(k)
-        return layers.causal_attention(q, k, v, scale=config.head_dim**-0.5).reshape(x.shape)
+        return causal_attention(q, k, v, scale=config.head_dim**-0.5).reshape(x.shape)
 
     def _rotate(self, x: Float[Array, "b t n h"]) -> Float[Array, "b t n h"]:
         size = self.config.rotary_dim
-        rotated = layers.rotate(x[..., :size], layers.rope_frequencies(size, self.config.rope))
+        rotated = rotate(x[..., :size], rope_frequencies(size, self.config.rope))
         return jnp.concatenate([rotated, x[..., size:]], axis=-1)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 Statistics = Mapping[str, Array]  # of one input, by the names in `STATISTICS`
 
 
+@runtime_checkable
 class Statistic(Protocol):
     """A reduction that takes its input in batches of sequences, in order."""
 

@@ -23,7 +23,7 @@ def identify(
     evaluations: Mapping[str, Windows],
 ) -> dict[str, Any]:
     """All that a run's result depends on, by names for people: options, model, token ids, software, device."""
-    options = {flag(name): value for name, value in config.plain().items() if name in config.material()}
+    options = {flag(name): value for name, value in config.material().items()}
     files = (path for path in checkpoint.path.rglob("*") if path.suffix in (".safetensors", ".json"))
     if not list(checkpoint.path.glob("*.safetensors")):  # Orbax
         files = (path for path in (checkpoint.path / "params").rglob("*") if path.is_file())

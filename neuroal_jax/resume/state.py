@@ -29,7 +29,8 @@ import numpy as np
 from safetensors import SafetensorError
 
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.writing import replace_text, take
+from neuroal_jax.files.staging import take
+from neuroal_jax.files.writing import replace_text
 from neuroal_jax.machine.memory import is_exhausted
 from neuroal_jax.resume.store import Item, Output, Store
 

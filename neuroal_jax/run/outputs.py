@@ -13,7 +13,8 @@ import numpy as np
 from neuroal_jax import __version__
 from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.writing import replace_text, spilled, staged
+from neuroal_jax.files.staging import staged
+from neuroal_jax.files.writing import replace_text, spilled
 from neuroal_jax.masks.file import PackedMasks
 from neuroal_jax.report.page import REPORT, run_report
 from neuroal_jax.run.compute import PrunedModel

@@ -56,8 +56,8 @@ def prune(config: PruneConfig) -> PruneResult:
     Raises:
         UserError: For anything in the options, the model or the data that cannot be used. Nothing is left behind then.
     """
-    if config.compilation_cache != AUTO:
-        use_cache(config.compilation_cache)
+    if config.compilation_cache not in (AUTO, "none"):
+        use_cache(Path(config.compilation_cache))
     with exhaustion_explained(LOWER), freed_memory_kept() if jax.default_backend() == "cpu" else nullcontext():
         return _prune(config)
 

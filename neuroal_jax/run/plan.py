@@ -24,7 +24,7 @@ from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.data.windows import Windows, default_seqlen
 from neuroal_jax.machine.memory import available_memory
 from neuroal_jax.masks.budget import prunable_weights
-from neuroal_jax.models.layers import score_bytes
+from neuroal_jax.models.attention import score_bytes
 from neuroal_jax.run.settle import SettledRun
 from neuroal_jax.walk.blocks import batch_size
 from neuroal_jax.walk.method import Method
@@ -119,8 +119,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     live = size * _live_width(checkpoint)
     selection = _SELECTION_BYTES * max(math.prod(shape) for shape in shapes.values())
     available, on_host = device_memory()
-    widths = {linear.reads: shapes[linear.name][1] for linear in checkpoint.family.linears}
-    pruner, refinement = work.method.memory(shapes, widths)
+    pruner, refinement = work.method.memory(shapes, checkpoint.input_widths())
     attention = 2 * max(score_bytes(), 4 * checkpoint.config.num_attention_heads * work.seqlen**2)
     fixed = (5 if on_host else 2) * block + attention
 
@@ -179,12 +178,10 @@ def checkpoint_dtype(name: str) -> str:
 def _live_width(checkpoint: Checkpoint) -> int:
     """Values per token that one block's forward keeps at its widest: linear inputs and outputs of the wider half."""
     shapes = checkpoint.linear_shapes()
-    readers: dict[str, int] = {}
+    live = checkpoint.input_widths()
     for linear in checkpoint.family.linears:
-        out, width = shapes[linear.name]
-        readers[linear.reads] = readers.get(linear.reads, width) + out
-    widest = max(readers.values())
-    return widest + 2 * checkpoint.config.hidden_size
+        live[linear.reads] += shapes[linear.name][0]
+    return max(live.values()) + 2 * checkpoint.config.hidden_size
 
 
 def device_memory() -> tuple[int, bool]:

@@ -14,6 +14,7 @@ from neuroal_jax.search.objective import OBJECTIVES
 from neuroal_jax.walk import measure, search
 from neuroal_jax.walk.blocks import Advance, Blocks
 from neuroal_jax.walk.method import Method
+from neuroal_jax.walk.programs import Objective
 
 Progress = Callable[[str, int, str], AbstractContextManager[Advance]]  # of a title, a total and its unit
 
@@ -62,6 +63,6 @@ class WalkedModel:
             return search.align(self.blocks, self.method, self._score, self.search_set, counts, advance)
 
     @property
-    def _score(self) -> search.Objective:
-        score: search.Objective = OBJECTIVES.module(self.objective).score
+    def _score(self) -> Objective:
+        score: Objective = OBJECTIVES.module(self.objective).score
         return score

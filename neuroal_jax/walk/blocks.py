@@ -112,17 +112,12 @@ class Blocks:
         pairs = zip(hidden, batches, strict=True)
         return np.concatenate([np.asarray(programs.window_losses(self._head, head, h, ids)) for h, ids in pairs])
 
-    def widths(self) -> dict[str, int]:
-        """Width of every input of a block's linears."""
-        shapes = self.checkpoint.linear_shapes()
-        return {linear.reads: shapes[linear.name][1] for linear in self.spec.linears}
-
     def new_statistics(self, needs: tuple[str, ...], sequences: int) -> programs.State:
         """What statistics of every input begin with, of `sequences` sequences and what fills up their last batch."""
         padded = sequences + -sequences % self.batch
         return {
             name: {kind: STATISTICS[kind].init(padded, width) for kind in needs}
-            for name, width in self.widths().items()
+            for name, width in self.checkpoint.input_widths().items()
         }
 
     def finished_statistics(self, block: int, state: programs.State, sequences: int) -> dict[str, Statistics]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from neuroal_jax.checkpoint.safetensors import FLOAT_DTYPES, is_finite
+from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, is_finite
 from neuroal_jax.errors import UserError
 from neuroal_jax.numerics.cholesky import DAMPING
 from neuroal_jax.numerics.selection import Counts

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from neuroal_jax import UserError, load_model
 from neuroal_jax.checkpoint.opened import open_checkpoint
-from neuroal_jax.checkpoint.safetensors import is_finite
+from neuroal_jax.checkpoint.tensors import is_finite
 from neuroal_jax.finetune import flax_params
 from neuroal_jax.models.family import expand
 
@@ -351,3 +351,11 @@ def test_a_damaged_array_of_orbax_is_refused(llama, tmp_path):
     largest.write_bytes(largest.read_bytes()[:100])
     with pytest.raises(UserError, match="flax"):
         open_checkpoint(str(tmp_path / "flax")).hashes()
+
+
+@pytest.mark.parametrize("family", ["Llama", "OPT", "Phi"])
+def test_the_widths_of_a_blocks_inputs_are_those_of_its_forward_pass(make_llama, family):
+    checkpoint = open_checkpoint(str(make_llama(family=family)))
+    model = load_model(str(checkpoint.path))
+    _, inputs = model.blocks[0](model.stem(np.arange(5)[None]))
+    assert checkpoint.input_widths() == {name: x.shape[-1] for name, x in inputs.items()}

@@ -16,7 +16,8 @@ from convert.masks_to_torch import save_pruned
 from eval import harness, task_data
 from eval.zero_shot import TASKS, evaluate, main
 from neuroal_jax import UserError
-from neuroal_jax.checkpoint.safetensors import SafetensorsSource, combine, digests
+from neuroal_jax.checkpoint.safetensors import SafetensorsSource
+from neuroal_jax.checkpoint.tensors import combine, digests
 from neuroal_jax.masks.file import PackedMasks, save_masks
 
 WORDS = ("the", "cat", "sat", "on", "a", "warm", "mat", "two", "small", "dogs", "ran", "over", "hills", "water")

@@ -14,6 +14,7 @@ from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.command.config import ALLOCATIONS, PRUNERS, REFINEMENTS
 from neuroal_jax.masks.file import check_pruned
 from neuroal_jax.models.family import expand
+from tests.conftest import RUN
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -112,30 +113,30 @@ def test_block_inputs_are_what_its_linears_multiply(llama):
 
 
 def test_attention_in_slices_equals_attention_at_once(monkeypatch):
-    from neuroal_jax.models import layers
+    from neuroal_jax.models import attention
 
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (5, 9, 4, 6))
     k, v = (jax.random.normal(key, (5, 9, 2, 6)) for key in keys[1:])
-    at_once = layers.causal_attention(q, k, v, scale=6**-0.5)
-    monkeypatch.setattr(layers, "score_bytes", lambda: 2 * 4 * 4 * 9 * 9)
-    np.testing.assert_allclose(layers.causal_attention(q, k, v, scale=6**-0.5), at_once, atol=1e-6)
+    at_once = attention.causal_attention(q, k, v, scale=6**-0.5)
+    monkeypatch.setattr(attention, "score_bytes", lambda: 2 * 4 * 4 * 9 * 9)
+    np.testing.assert_allclose(attention.causal_attention(q, k, v, scale=6**-0.5), at_once, atol=1e-6)
     np.testing.assert_allclose(at_once, jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("slices", [False, True])
 def test_attention_has_the_gradient_of_plain_attention_and_the_same_value_under_vmap(monkeypatch, slices):
-    from neuroal_jax.models import layers
+    from neuroal_jax.models import attention
 
     if slices:
-        monkeypatch.setitem(layers.SCORE_BYTES, "cpu", 1)
+        monkeypatch.setitem(attention.SCORE_BYTES, "cpu", 1)
     q, k, v = (jax.random.normal(jax.random.key(i), (3, 10, heads, 6)) for i, heads in enumerate((4, 2, 2)))
 
     def ours(q, k, v):
-        return layers.causal_attention(q, k, v, scale=6**-0.5)
+        return attention.causal_attention(q, k, v, scale=6**-0.5)
 
-    def gradients(attention):
-        return jax.grad(lambda *qkv: jnp.sum(attention(*qkv) ** 2), (0, 1, 2))(q, k, v)
+    def gradients(attend):
+        return jax.grad(lambda *qkv: jnp.sum(attend(*qkv) ** 2), (0, 1, 2))(q, k, v)
 
     expected = gradients(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True))
     for found, plain in zip(gradients(ours), expected, strict=True):
@@ -179,7 +180,7 @@ def test_hugging_face_to_flax_and_back_is_bit_exact(make_llama, family, dtype):
         assert back.tobytes() == np.ascontiguousarray(checkpoint.read(name)).tobytes(), name
 
 
-@pytest.mark.parametrize("family", ONE_OF_EACH)
+@pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ONE_OF_EACH])
 def test_every_family_prunes_saves_and_verifies(make_llama, tokens, tmp_path, family):
     from convert.masks_to_torch import apply_masks, verify
     from eval.perplexity import torch_perplexity
@@ -188,8 +189,7 @@ def test_every_family_prunes_saves_and_verifies(make_llama, tokens, tmp_path, fa
     masks, saved = tmp_path / "out" / "masks.safetensors", str(tmp_path / "model")
     result = prune(
         PruneConfig(
-            model=str(model), sparsity=0.6, calib=str(tokens), eval=str(tokens), out=str(tmp_path / "out"),
-            save_model=saved, block_lambdas=(0.05, 0.2), row_lambdas=(0.0, 0.2), candidate_batch=2,
+            model=str(model), calib=str(tokens), eval=str(tokens), out=str(tmp_path / "out"), save_model=saved, **RUN,
         )
     )  # fmt: skip
     sparsity = result.manifest["sparsity"]
@@ -220,15 +220,28 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize("family", ONE_OF_EACH)
-def test_every_pruner_allocation_and_refinement_hits_the_exact_budget(make_llama, tokens, tmp_path, family):
+@pytest.mark.parametrize(
+    ("family", "combinations"),
+    [
+        pytest.param("Llama", COMBINATIONS, id="Llama"),
+        pytest.param("Llama", EVERY, id="Llama-every", marks=pytest.mark.slow),
+        *(
+            pytest.param(family, COMBINATIONS, id=family, marks=[pytest.mark.slow, pytest.mark.xdist_group(family)])
+            for family in ONE_OF_EACH
+            if family != "Llama"
+        ),
+    ],
+)
+def test_every_pruner_allocation_and_refinement_hits_the_exact_budget(
+    make_llama, tokens, tmp_path, family, combinations
+):
     model = make_llama(family=family, **ONE_OF_EACH[family])
-    for pruner, allocation, refine in EVERY if family == "Llama" else COMBINATIONS:
+    for pruner, allocation, refine in combinations:
         out = tmp_path / f"{pruner}-{allocation}-{refine}"
         result = prune(
             PruneConfig(
-                model=str(model), sparsity=0.6, pruner=pruner, allocation=allocation, refine=refine, out=str(out),
-                calib=str(tokens), eval="none", block_lambdas=(0.05, 0.2), row_lambdas=(0.1,),
+                model=str(model), pruner=pruner, allocation=allocation, refine=refine, out=str(out), calib=str(tokens),
+                eval="none", **RUN,
             )
         )  # fmt: skip
         sparsity = result.manifest["sparsity"]

@@ -14,9 +14,9 @@ import pytest
 import neuroal_jax
 from neuroal_jax.prune import main
 from neuroal_jax.resume import state as states
+from tests.conftest import RUN
 
 ROOT = Path(__file__).parents[2]
-RUN = {"sparsity": 0.6, "seqlen": 16, "block_lambdas": "0.05,0.2", "row_lambdas": "0.0,0.1"}
 SMALL = {"step": "block", "pruner": "magnitude"}
 KILLS = int(os.environ.get("NEUROAL_KILLS", "3"))
 
@@ -278,7 +278,7 @@ def test_a_state_that_cannot_be_written_stops_no_run(model, tokens, tmp_path, mo
 
 
 def test_two_runs_do_not_share_a_state(model, tokens, tmp_path, caplog):
-    from neuroal_jax.files.writing import take
+    from neuroal_jax.files.staging import take
 
     (tmp_path / ".out.resume").mkdir()
     (tmp_path / ".out.resume" / "theirs").touch()
@@ -291,7 +291,7 @@ def test_two_runs_do_not_share_a_state(model, tokens, tmp_path, caplog):
 
 
 def test_leftovers_of_killed_runs_go_and_those_of_running_ones_stay(tmp_path):
-    from neuroal_jax.files.writing import staged, take
+    from neuroal_jax.files.staging import staged, take
 
     dead, alive = (tmp_path / f".out.{name}.partial" for name in ("dead", "alive"))
     for path in (dead, alive):
@@ -327,11 +327,11 @@ def test_a_terminated_run_says_how_to_go_on(model, tokens, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_runs_that_are_killed_at_random_moments_go_on(model, tokens, tmp_path):
     config = {**RUN, **SMALL, "model": str(model), "calib": str(tokens), "eval": str(tokens)}
-    config["compilation_cache"] = str(tmp_path / "cache")
-    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true"}
+    config["compilation_cache"] = str(tmp_path / "cache")  # a kill may cut off what is being written
     command = [sys.executable, "-m", "tests.resume.killed_runs", str(KILLS), str(tmp_path), json.dumps(config)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"{KILLS} went on to the same masks" in done.stdout

@@ -15,12 +15,11 @@ from neuroal_jax.masks import check_pruned, load_masks, read_masks
 from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Blocks
 from neuroal_jax.walk.perplexity import perplexity
-
-RUN = {"seqlen": 16, "block_lambdas": "0.05,0.2", "row_lambdas": "0.0,0.1,0.2"}
+from tests.conftest import RUN
 
 
 def run(model, tokens, out, **options):
-    config = {**RUN, "model": str(model), "calib": str(tokens), "eval": str(tokens), "out": str(out), "sparsity": 0.6}
+    config = {**RUN, "model": str(model), "calib": str(tokens), "eval": str(tokens), "out": str(out)}
     return neuroal_jax.prune(neuroal_jax.PruneConfig(**{**config, **options}))
 
 
@@ -160,8 +159,15 @@ def test_an_allocation_file_moves_to_another_sparsity(llama, tokens, tmp_path, f
     assert result.manifest["sparsity"]["achieved"] == pytest.approx(0.5, abs=1e-4)
 
 
-@pytest.mark.parametrize("blocks", [2, 4])
-@pytest.mark.parametrize("lambdas", ["0.1", "0.01,0.02,0.05,0.1,0.2"])
+@pytest.mark.parametrize(
+    ("blocks", "lambdas"),
+    [
+        (2, "0.01,0.02,0.05,0.1,0.2"),
+        (4, "0.1"),
+        pytest.param(2, "0.1", marks=pytest.mark.slow),
+        pytest.param(4, "0.01,0.02,0.05,0.1,0.2", marks=pytest.mark.slow),
+    ],
+)
 def test_each_walk_function_is_traced_once(make_llama, tokens, tmp_path, blocks, lambdas):
     width = 100 + 10 * blocks + lambdas.count(",")  # programs are kept by shape: one that no other test has
     model = make_llama(num_hidden_layers=blocks, vocab_size=width, intermediate_size=width)

@@ -1,7 +1,7 @@
 """The registry of patterns: which weights of a linear compete with each other. Imports no JAX."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from neuroal_jax.registry import Entry, Registry
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, int]  # (out, in)
 
 
+@runtime_checkable
 class Pattern(Protocol):
     """Which weights compete. It owns counting, how many of each set of competitors go, and selecting. Hashable."""
 

@@ -1,0 +1,101 @@
+"""The runs of a sweep: every combination of its lists that makes sense, and where each one's results go."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from neuroal_jax.allocation import ALLOCATIONS
+from neuroal_jax.command.config import OWN_OPTIONS, PruneConfig
+from neuroal_jax.command.values import flag
+from neuroal_jax.errors import IllegalCombination, UserError
+from neuroal_jax.refine import NONE, REFINEMENTS
+
+_TOP_UPS = f"allocations ({', '.join(ALLOCATIONS)}, an allocation.json), {', '.join(REFINEMENTS)}, or owl+dsnot"
+# What a sweep varies: the flag, the option of a run that its items set, and help.
+AXES = {
+    "models": ("model", "checkpoint directories, Hub ids or demo"),
+    "pruners": ("pruner", "pruners"),
+    "top_ups": ("allocation", _TOP_UPS),
+    "sparsities": ("sparsity", "shares of weights to remove"),
+    "seeds": ("seed", "seeds of the sampling"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep: its place below the sweep's directory, the names in its row, and its options."""
+
+    name: str
+    model: str
+    top_up: str
+    config: PruneConfig
+
+
+def plan(values: Mapping[str, Any], out: Path) -> tuple[list[Run], list[tuple[str, str]]]:
+    """All runs of a sweep, and which combinations are left out and why.
+
+    Raises:
+        UserError: If an item or an option is none, two runs are one, or an option has an effect in no run.
+    """
+    shared = {name: value for name, value in values.items() if name not in AXES and name != "out"}
+    runs: dict[str, Run] = {}
+    left_out, without_effect = [], set(shared)
+    for items in product(*(values[name] for name in AXES)):
+        point = dict(zip(AXES, items, strict=True))
+        allocation, refine = split_top_up(str(point["top_ups"]))
+        options = {option: point[axis] for axis, (option, _) in AXES.items()}
+        options |= {"allocation": allocation, "refine": refine}
+        options |= {name: value for name, value in shared.items() if _has_effect(name, options)}
+        without_effect -= set(options)
+        try:
+            config = PruneConfig(**options, out=str(out))
+        except IllegalCombination as error:
+            combination = f"{point['models']} {point['pruners']} {point['top_ups']} {point['sparsities']}"
+            left_out.append((combination, str(error)))
+            continue
+        run = _place(config, out)
+        if run.name in runs:
+            raise UserError(f"two runs are called {run.name}: name every model, top-up, sparsity and seed once")
+        runs[run.name] = run
+    for name in without_effect:
+        _, kind, method = OWN_OPTIONS[name]
+        raise UserError(f"{flag(name)} has no effect without {flag(kind)} {method}, which is in no run of the sweep")
+    return list(runs.values()), left_out
+
+
+def _has_effect(name: str, options: Mapping[str, Any]) -> bool:
+    if name not in OWN_OPTIONS:
+        return True
+    _, kind, method = OWN_OPTIONS[name]
+    return bool(options[kind] == method)
+
+
+def _place(config: PruneConfig, out: Path) -> Run:
+    """A run with its directory, named by its options as they were understood."""
+    model = Path(config.model).name
+    if model in ("", ".", ".."):
+        model = Path(config.model).resolve().name or "root"
+    top_up = config.allocation if config.refine == NONE else f"{config.allocation}+{config.refine}"
+    top_up = top_up.removeprefix("uniform+")
+    place = f"{config.pruner}-{top_up.replace(os.sep, '_')[-100:]}-{config.sparsity!r}-seed{config.seed}"
+    return Run(f"{model}/{place}", model, top_up, replace(config, out=str(out / model / place)))
+
+
+def split_top_up(text: str) -> tuple[str, str]:
+    """`owl+dsnot` to an allocation and a refinement; either may stand alone."""
+    allocation, plus, refine = text.rpartition("+")
+    if plus and refine in REFINEMENTS:
+        return allocation, refine
+    return ("uniform", text) if text in REFINEMENTS else (text, NONE)
+
+
+def list_items(name: str, value: Any) -> list[Any]:
+    """A list, given as one or as text with commas; raises UserError if an item is missing."""
+    items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    items = [item.strip() if isinstance(item, str) else item for item in items]
+    if not items or "" in items or None in items:
+        raise UserError(f"{flag(name)} is {value!r}, expected one or more items, separated by commas")
+    return items

@@ -1,0 +1,86 @@
+"""A sweep's table: a row per run, as CSV, as Markdown, and in the report."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from neuroal_jax.files.writing import replace_text
+from neuroal_jax.report.page import REPORT, sweep_report
+
+from .grid import Run
+
+# The table's columns; between the two come perplexities and, with tasks, accuracies.
+HEAD = ("model", "pruner", "top_up", "sparsity", "achieved", "seed", "lambda_block", "lambda_row", "seqlen")
+TAIL = ("search_seconds", "prune_seconds", "host_peak_mib", "device_peak_mib", "error")
+
+
+def describe(run: Run, manifest: Mapping[str, Any] | None, error: str = "") -> dict[str, Any]:
+    """A row of the table."""
+    row: dict[str, Any] = dict.fromkeys((*HEAD, *TAIL))
+    row |= {"model": run.model, "pruner": run.config.pruner, "top_up": run.top_up, "error": error}
+    row |= {"sparsity": run.config.sparsity, "seed": run.config.seed}
+    if manifest is None:
+        return row
+    seconds, memory, token_ppl = manifest["seconds"], manifest["memory_bytes"], manifest["token_ppl"]
+    return row | {
+        "achieved": manifest["sparsity"]["achieved"],
+        "lambda_block": manifest["lambda_block"],
+        "lambda_row": manifest["lambda_row"],
+        "seqlen": token_ppl["seqlen"],
+        **_perplexities(token_ppl["texts"]),
+        "search_seconds": _rounded(seconds.get("search", 0.0), 1),
+        "prune_seconds": _rounded(seconds["prune"], 1),
+        "host_peak_mib": round(memory["host_peak"] / 2**20),
+        "device_peak_mib": _rounded(memory["device_peak"], 0, 2**20),
+    }
+
+
+def _perplexities(texts: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """Columns of the texts' perplexities; a single text goes without its name."""
+    return {
+        f"{state}_token_ppl" + (f"_{name}" if len(texts) > 1 else ""): _rounded(text[state], 4)
+        for name, text in texts.items()
+        for state in ("dense", "pruned")
+    }
+
+
+def _rounded(value: float | None, digits: int, unit: float = 1.0) -> float | None:
+    return None if value is None else round(value / unit, digits)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table without its empty columns."""
+    columns = [column for column in columns_of(rows) if any(row.get(column) not in (None, "") for row in rows)]
+
+    def line(cells: Iterator[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    def cell(value: Any) -> str:
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        return "" if value is None else text.replace("|", "\\|")
+
+    lines = [line(iter(columns)), line("---" for _ in columns)]
+    return "\n".join(lines + [line(cell(row.get(column)) for column in columns) for row in rows])
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All columns of these rows, in the table's order."""
+    measured = dict.fromkeys(name for row in rows for name in row if name not in HEAD and name not in TAIL)
+    return [*HEAD, *measured, *TAIL]
+
+
+def write_tables(out: Path, found: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Writes `table.csv`, `table.md` and `report.html` of the runs that are done, each whole or not at all."""
+    done = [name for name, row in found.items() if row]
+    columns = columns_of([row for row in found.values() if row])
+    rows = [{column: row.get(column) for column in columns} for row in found.values() if row]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    reports = [f"{name}/{REPORT}" if (out / name / REPORT).is_file() else None for name in done]
+    replace_text(out / "table.csv", text.getvalue())
+    replace_text(out / "table.md", markdown(rows) + "\n")
+    replace_text(out / REPORT, sweep_report(rows, reports))

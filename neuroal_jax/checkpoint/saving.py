@@ -1,0 +1,89 @@
+"""Writing a checkpoint as Hugging Face has it, some tensors edited, all else as it was. Without JAX or torch."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from neuroal_jax.checkpoint.safetensors import INDEX, SINGLE, SafetensorsSource, read_header
+from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorSource
+from neuroal_jax.errors import UserError
+
+DIGESTS = "params_sha256.json"  # of an Orbax checkpoint's files, which have no checksums of their own
+_NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".py"}
+_SHARD_BYTES = 5 * 10**9
+_CHUNK_BYTES = 2**24
+
+Edit = Callable[[str, np.ndarray], np.ndarray]  # a tensor's name and what is stored, to what is written instead
+
+
+def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str], edit: Edit) -> None:
+    """Copies a checkpoint's weight files, passing the tensors named in `edited` through `edit`, all else byte for byte.
+
+    Headers, file names and the index stay as they are, so every reader of the original reads the copy.
+    """
+    changed = frozenset(edited)
+    for file in source.steady:
+        header, start = read_header(file.path)
+        with (directory / file.path.name).open("wb") as new:
+            new.write(file.read(0, start))
+            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+                begin, end = entry["data_offsets"]
+                if name in changed:
+                    array = edit(name, source.read(name))
+                    # safetensors expects row-major bytes; a transposed view would write the wrong order.
+                    new.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+                else:
+                    for at in range(begin, end, _CHUNK_BYTES):
+                        new.write(file.read(start + at, min(_CHUNK_BYTES, end - at)))
+            new.flush()
+            os.fsync(new.fileno())
+    index = source.files[0].parent / INDEX
+    if index.is_file() and source.files[0].name != SINGLE:
+        copy_file(index, directory / INDEX)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file; raises UserError if it cannot be read, OSError if it cannot be written."""
+    try:
+        content = source.open("rb")
+    except OSError as error:
+        raise UserError(f"{source} cannot be read ({error.strerror})") from error
+    with content, target.open("wb") as new:
+        shutil.copyfileobj(content, new)
+
+
+def copy_side_files(source: Path, directory: Path) -> None:
+    """Copies config, tokenizer and other small files of a checkpoint's top level, never weights or code."""
+    for path in sorted(source.iterdir()):
+        skipped = path.suffix in _NOT_COPIED or path.name.endswith((".safetensors.index.json", DIGESTS))
+        if path.is_file() and not skipped:
+            copy_file(path, directory / path.name)
+
+
+def write_checkpoint(source: TensorSource, directory: Path, edited: Iterable[str], edit: Edit) -> None:
+    """Writes any source as safetensors files of at most 5 GB with an index, passing `edited` through `edit`."""
+    changed = frozenset(edited)
+    shards: list[list[str]] = [[]]
+    room = _SHARD_BYTES
+    for name in sorted(source.infos):
+        size = source.infos[name].size * FLOAT_DTYPES[source.infos[name].dtype].itemsize
+        if shards[-1] and size > room:
+            shards.append([])
+            room = _SHARD_BYTES
+        shards[-1].append(name)
+        room -= size
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        arrays = {name: source.read(name) for name in names}
+        arrays = {name: edit(name, array) if name in changed else array for name, array in arrays.items()}
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        save_file(contiguous, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))

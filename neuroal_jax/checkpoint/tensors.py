@@ -1,0 +1,70 @@
+"""Tensors by their Hugging Face names, whatever file holds them: dtypes, checks, digests. Without JAX or torch."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import ml_dtypes
+import numpy as np
+
+from neuroal_jax.files.reading import SteadyFile
+
+FLOAT_DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and dtype of a stored tensor; `dtype` is safetensors' name for it (`BF16`)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class TensorSource(Protocol):
+    """Tensors by Hugging Face name and orientation, read one at a time."""
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Shape and dtype of every tensor, without reading it."""
+
+    @property
+    def steady(self) -> Sequence[SteadyFile]:
+        """The files that must stay as they are while tensors are read."""
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor as stored; raises UserError if it cannot be read or its file changed."""
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite; works on the bits of half-precision tensors, which NumPy is slow on."""
+    if array.dtype.itemsize == 2:
+        exponent = np.uint16(0x7C00 if array.dtype == np.float16 else 0x7F80)
+        return not np.any((array.view(np.uint16) & exponent) == exponent)
+    return bool(np.isfinite(array).all())
+
+
+def digests(names: Iterable[str], read: Callable[[str], np.ndarray]) -> dict[str, str]:
+    """SHA-256 of each tensor: name, dtype, shape and bytes, whatever file holds it."""
+    result = {}
+    for name in names:
+        array = np.ascontiguousarray(read(name))
+        digest = hashlib.sha256(f"{name}\0{array.dtype.name}\0{list(array.shape)}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+        result[name] = digest.hexdigest()
+    return result
+
+
+def combine(digests: Mapping[str, str]) -> str:
+    """One SHA-256 over several tensors' digests, in the order of their names."""
+    return hashlib.sha256("\n".join(digests[name] for name in sorted(digests)).encode()).hexdigest()
