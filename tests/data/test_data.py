@@ -274,7 +274,7 @@ def test_c4_calibration_draws_documents_of_the_first_training_file(reader, monke
 
 
 def test_c4_evaluation_is_256_windows_of_the_first_1100_documents(reader, monkeypatch):
-    documents = make_documents([2] * 1099 + [1, 3])
+    documents = make_documents([2] * 1099 + [1, 30])
     calls = stand_in(monkeypatch, {"text": documents})
     windows = reader.evaluation("c4")
     assert windows.ids.reshape(-1).tolist() == ids_of(" ".join(documents))[: 256 * SEQLEN]
