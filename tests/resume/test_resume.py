@@ -75,7 +75,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+SLOW = ("magnitude, row step", "multiflow, uniform", "alpha")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(options, id=name, marks=pytest.mark.slow if name in SLOW else ()) for name, options in CASES.items()],
+)
 def test_a_run_goes_on_from_every_block_to_the_same_bytes(model, tokens, tmp_path, monkeypatch, options):
     expected = run(model, tokens, tmp_path / "whole", **options)
     out, points = tmp_path / "out", 0
@@ -115,7 +121,7 @@ def test_skipped_blocks_are_written_with_the_next(model, tokens, tmp_path, monke
 def test_a_state_is_written_only_when_it_is_cheap(model, tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(states, "_SHARE", 1e9)
     writes = []
-    write = state.State._write
+    write = states.State._write
     monkeypatch.setattr(states.State, "_write", lambda self, *args: (writes.append(args), write(self, *args)))
     run(model, tokens, tmp_path / "out", eval="none", allocation="uniform")
     assert [item.block for item, _ in writes] == [1]  # the last block, which leaves no hidden states
