@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.command.config import PruneConfig
+from neuroal_jax.data.sources import name_and_file
+from neuroal_jax.data.texts import TEXTS
 from neuroal_jax.data.windows import default_seqlen
 from neuroal_jax.masks.patterns import PATTERNS
 from neuroal_jax.pruners import PRUNERS
@@ -37,7 +39,7 @@ _TASKS = {
     "openbookqa": (500, 4, 20),
 }
 _OTHER_TASK = (1000, 4, 100)
-_TEXTS = {"wikitext2": 340_000, "ptb": 100_000}  # tokens; of C4, 256 windows
+_MISSING_TEXT = 20_000  # tokens of a file that is not here yet
 _SHARE_OF_PEAK = 0.6  # of the machine's matrix products
 
 
@@ -94,13 +96,11 @@ def of_tasks(weights: int, tasks: Sequence[str], limit: int | None) -> float:
 
 
 def _text_tokens(source: str, seqlen: int) -> int:
-    name, _, file = source.partition("=")
-    if name == "c4":
-        return 256 * seqlen
-    if name in _TEXTS:
-        return _TEXTS[name]
-    path = file or source
-    return os.path.getsize(path) // 4 if os.path.isfile(path) else 20_000  # the demo's text
+    name, file = name_and_file(source)
+    if name is not None:
+        entry = TEXTS[name]
+        return entry.evaluation_tokens or (entry.evaluation_windows or 0) * seqlen
+    return os.path.getsize(str(file)) // 4 if os.path.isfile(str(file)) else _MISSING_TEXT
 
 
 def peak(dtype: str) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import sources
-from neuroal_jax.data.windows import HUB_TEXTS
+from neuroal_jax.data.texts import PAPER_TEXTS, TEXTS
 from neuroal_jax.errors import UserError
 
 FORMAT = "neuroal-perplexity-1"
@@ -125,8 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--text",
         metavar="LIST",
-        help="wikitext2, c4, ptb, demo, or files as for --eval of the pruner; wikitext2=FILE treats a local file as "
-        f"the text of that name (default: {','.join(HUB_TEXTS)}; demo for the demo model)",
+        help=f"{', '.join(TEXTS)}, or files as for --eval of the pruner; wikitext2=FILE treats a local file as "
+        f"the text of that name (default: {','.join(PAPER_TEXTS)}; demo for the demo model)",
     )
     parser.add_argument("--seqlen", type=positive, default=None, help="tokens per window (default: 2048; 128 for demo)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="compute dtype")
@@ -149,7 +149,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.out is not None:
         check_new_file(options.out, overwrite=options.overwrite)
-    text = options.text or ("demo" if options.model == "demo" else ",".join(HUB_TEXTS))
+    text = options.text or ("demo" if options.model == "demo" else ",".join(PAPER_TEXTS))
     reader = reader_for(open_checkpoint(options.model), options.model, options.seqlen)
     evaluations = read_evaluations(reader, sources(text), "--text")
     perplexity = BACKENDS[options.backend](options.model, options.dtype, options.masks)

@@ -23,7 +23,7 @@ from neuroal_jax.command.config import all_options
 from neuroal_jax.command.parser import Parser, add_options, read_yaml
 from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import flag
-from neuroal_jax.data.windows import HUB_TEXTS
+from neuroal_jax.data.texts import PAPER_TEXTS
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.pruners import PRUNERS
@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pruners": list(PRUNERS),
         "top_ups": ["uniform", "dsnot", "owl", "alpha", "neuroal"],
         "sparsities": [0.6, 0.7, 0.8],
-        "eval": ",".join(HUB_TEXTS),
+        "eval": ",".join(PAPER_TEXTS),
         "tasks": ",".join(TASKS),
     }
 }

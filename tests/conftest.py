@@ -16,6 +16,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import numpy as np
 import pytest
 
+from tests import shape_checks
+
+shape_checks.install()
 DATA = Path(os.environ.get("NEUROAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MANY_MODELS = ("test_families.py", "test_goldens.py")
 

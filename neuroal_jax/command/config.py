@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.command import values
 from neuroal_jax.command.values import flag
-from neuroal_jax.data.windows import TEXTS
+from neuroal_jax.data.texts import TEXTS
 from neuroal_jax.errors import IllegalCombination, UserError
 from neuroal_jax.masks.patterns import PATTERNS
 from neuroal_jax.pruners import PRUNERS

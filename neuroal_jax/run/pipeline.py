@@ -13,7 +13,7 @@ import jax
 from neuroal_jax.allocation.allocation import Allocation
 from neuroal_jax.allocation.file import describe
 from neuroal_jax.command.config import AUTO, PruneConfig
-from neuroal_jax.data.windows import Windows, check_sources, read_evaluations, reader_for
+from neuroal_jax.data import Windows, check_sources, read_evaluations, reader_for
 from neuroal_jax.files.writing import write_json
 from neuroal_jax.machine.compilation import use_cache
 from neuroal_jax.machine.interrupts import background

@@ -238,7 +238,7 @@ def test_an_interrupted_run_leaves_nothing(capsys, tmp_path, llama, tokens, monk
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("neuroal_jax.walk.blocks.Walk.prune", interrupt)
+    monkeypatch.setattr("neuroal_jax.walk.final.prune", interrupt)
     arguments = ["--model", llama, "--sparsity", 0.5, "--calib", tokens, "--eval", "none", "--allocation", "uniform"]
     assert main([str(a) for a in [*arguments, "--out", tmp_path / "a" / "out"]]) == 130
     assert "interrupted" in capsys.readouterr().err

@@ -206,7 +206,7 @@ METHODS = [
 @pytest.mark.parametrize("method", METHODS, ids=["owl, dsnot", "alpha, sparsegpt", "neuroal"])
 def test_every_option_is_a_flag_and_a_yaml_key(tmp_path, method):
     options = {
-        "model": "a", "sparsity": 0.25, "pruner": "magnitude", "budget": "reference",
+        "model": "a", "sparsity": 0.25, "pruner": "magnitude", "budget": "reference", "objective": "alignment",
         "calib": "c.txt", "nsamples": 5, "search_samples": 2, "seqlen": 7, "seed": 9, "eval": "none",
         "dtype": "float16", "compilation_cache": "z", "out": "b", "save_model": "c", "dry_run": True, "overwrite": True,
         "resume": True,
@@ -478,8 +478,8 @@ def test_a_full_disk_is_one_line(tmp_path, llama, tokens):
 
 def test_a_terminated_run_leaves_nothing(tmp_path, llama, tokens):
     program = (
-        "import os, signal, sys\nfrom neuroal_jax.prune import main\nfrom neuroal_jax.walk.blocks import Walk\n"
-        f"Walk.prune = lambda *a: os.kill(os.getpid(), {int(signal.SIGTERM)})\nsys.exit(main())"
+        "import os, signal, sys\nfrom neuroal_jax.prune import main\nfrom neuroal_jax.walk import final\n"
+        f"final.prune = lambda *a: os.kill(os.getpid(), {int(signal.SIGTERM)})\nsys.exit(main())"
     )
     done = run_program(tmp_path, llama, tokens, program)
     assert done.returncode != 0

@@ -7,14 +7,15 @@ import json
 import random
 import struct
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
 
-from neuroal_jax.data import windows as data_module
-from neuroal_jax.data.windows import Reader, Windows, default_seqlen, label, read_evaluations
+from neuroal_jax.data import Reader, Windows, default_seqlen, label, read_evaluations, tokens
+from neuroal_jax.data import windows as windows_module
 from neuroal_jax.errors import UserError
 
 WORDS = 90
@@ -70,6 +71,25 @@ def write(path, documents):
     else:
         path.write_text(" ".join(documents))
     return str(path)
+
+
+def tokenised(monkeypatch, ids=None):
+    """A list that fills with the texts that are tokenised from now on; to `ids`, where they are given."""
+    seen = []
+    load = windows_module.load_tokenizer
+
+    def load_tokenizer(*arguments, **options):
+        tokenizer = load(*arguments, **options)
+
+        def encode(text):
+            if text != "a":  # by which a tokenizer is asked whether it puts a BOS in front
+                seen.append(text)
+            return tokenizer.encode(text) if ids is None else ids
+
+        return replace(tokenizer, encode=encode)
+
+    monkeypatch.setattr(windows_module, "load_tokenizer", load_tokenizer)
+    return seen
 
 
 def drawn_from_documents(documents, samples, seqlen, seed):
@@ -146,9 +166,7 @@ def test_sampling_leaves_the_global_generator_alone(reader, tmp_path):
 
 
 def test_each_document_is_tokenised_at_most_once(reader, tmp_path, monkeypatch):
-    seen = []
-    tokenise = data_module._tokenise
-    monkeypatch.setattr(data_module, "_tokenise", lambda encode, text: (seen.append(text), tokenise(encode, text))[1])
+    seen = tokenised(monkeypatch)
     reader.calibration(write(tmp_path / "a.jsonl", make_documents([40, 50, 3])), 50, 0)
     assert len(seen) == len(set(seen)) == 3
 
@@ -261,8 +279,7 @@ def test_c4_evaluation_is_256_windows_of_the_first_1100_documents(reader, monkey
 
 
 def test_wikitext_joins_lines_by_a_space_to_calibrate_and_by_blank_lines_to_evaluate(model, monkeypatch):
-    seen = []
-    monkeypatch.setattr(data_module, "_tokenise", lambda encode, text: (seen.append(text), np.arange(20))[1])
+    seen = tokenised(monkeypatch, np.arange(20))
     stand_in(monkeypatch, {"text": ["w1", "", "w2"]})
     reader = Reader(model, len(VOCABULARY), LIMIT, SEQLEN)
     reader.calibration("wikitext2", 1, 0)
@@ -299,8 +316,7 @@ def test_no_network_is_one_line_that_offers_local_files(reader, monkeypatch):
     ],
 )
 def test_a_local_file_gives_the_text_of_the_hub(model, tmp_path, monkeypatch, source, column, lines, rows):
-    seen = []
-    monkeypatch.setattr(data_module, "_tokenise", lambda encode, text: (seen.append(text), np.arange(20))[1])
+    seen = tokenised(monkeypatch, np.arange(20))
     reader = Reader(model, len(VOCABULARY), LIMIT, SEQLEN)
     stand_in(monkeypatch, {column: rows})
     (tmp_path / "a.txt").write_text(lines)
@@ -494,7 +510,7 @@ def test_a_text_of_exactly_one_window_evaluates_but_does_not_calibrate(reader, t
 
 
 def test_a_hopeless_data_set_is_given_up(reader, monkeypatch, tmp_path):
-    monkeypatch.setattr(data_module, "_HOPELESS", 5)
+    monkeypatch.setattr(tokens, "_HOPELESS", 5)
     path = write(tmp_path / "a.jsonl", make_documents([3] * 1000))
     with pytest.raises(UserError, match="the longest of 5 has 3"):
         reader.calibration(path, 3, 0)

@@ -80,17 +80,17 @@ def test_a_file_that_changed_is_not_read_on(tmp_path, change):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("save", [True, False])
 def test_a_model_that_changes_during_a_run_is_one_line(tmp_path, tokens, capsys, monkeypatch, change, name, save):
-    from neuroal_jax.walk.blocks import Walk
+    from neuroal_jax.walk import final
 
     model = save_random_model(tmp_path / "model")
-    prune = Walk.prune
+    prune = final.prune
 
     def changing(*arguments):
         result = prune(*arguments)
         change(model / name)
         return result
 
-    monkeypatch.setattr(Walk, "prune", changing)
+    monkeypatch.setattr(final, "prune", changing)
     arguments = ["--model", model, "--sparsity", 0.5, "--allocation", "uniform", "--pruner", "magnitude"]
     arguments += ["--calib", tokens, "--eval", "none", "--out", tmp_path / "out"]
     arguments += ["--save-model", tmp_path / "saved"] if save else []
@@ -104,12 +104,12 @@ def test_a_model_that_changes_during_a_run_is_one_line(tmp_path, tokens, capsys,
 def test_an_output_directory_that_vanishes_is_one_line(tmp_path, llama, tokens, capsys, monkeypatch):
     import shutil
 
-    from neuroal_jax.walk.blocks import Walk
+    from neuroal_jax.walk import final
 
-    prune = Walk.prune
+    prune = final.prune
     out = tmp_path / "out"
     out.mkdir()
-    monkeypatch.setattr(Walk, "prune", lambda *arguments: (prune(*arguments), shutil.rmtree(out))[0])
+    monkeypatch.setattr(final, "prune", lambda *arguments: (prune(*arguments), shutil.rmtree(out))[0])
     arguments = ["--model", llama, "--sparsity", 0.5, "--allocation", "uniform", "--pruner", "magnitude"]
     assert main(list(map(str, [*arguments, "--calib", tokens, "--eval", "none", "--out", out]))) == 2
     assert f"--out {out} cannot be written" in capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_running_out_of_memory_is_one_line_that_names_what_to_lower(
     def exhausted(*arguments):
         raise error
 
-    monkeypatch.setattr("neuroal_jax.walk.blocks.Walk.prune", exhausted)
+    monkeypatch.setattr("neuroal_jax.walk.final.prune", exhausted)
     arguments = ["--model", llama, "--sparsity", 0.5, "--calib", tokens, "--eval", "none", "--allocation", "uniform"]
     assert main(list(map(str, [*arguments, "--out", tmp_path / "out"]))) == 2
     assert "out of memory" in (line := capsys.readouterr().err.strip().split("\n")[-1])

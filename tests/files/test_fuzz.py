@@ -20,11 +20,12 @@ from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 
 from neuroal_jax import UserError
-from neuroal_jax.allocation.allocation import FORMAT, load_allocation
+from neuroal_jax.allocation.file import FORMAT, load_allocation
 from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.command.parser import parse_arguments
-from neuroal_jax.data import windows as data_module
-from neuroal_jax.data.windows import Reader
+from neuroal_jax.data import Reader
+from neuroal_jax.data import windows as windows_module
+from neuroal_jax.data.tokenizer import Tokenizer
 from neuroal_jax.masks.file import PackedMasks, read_masks, save_masks
 
 READERS = 6
@@ -222,8 +223,8 @@ def test_texts_and_tokens(tmp_path_factory, data):
     name = data.draw(st.sampled_from(sorted(TEXTS)))
     path = tmp_path_factory.getbasetemp() / name
     with pytest.MonkeyPatch.context() as patch:
-        plain = data_module._Tokenizer(lambda text: list(text.encode()), None, {})
-        patch.setattr(data_module, "_tokenizer", lambda *arguments: plain)
+        plain = Tokenizer(lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.int32), None, {})
+        patch.setattr(windows_module, "load_tokenizer", lambda model, without_bos: plain)
         reader = Reader(path.parent, 256, 64, 8)
         for read in (lambda: reader.calibration(str(path), 3, 0), lambda: reader.evaluation(str(path))):
             path.write_bytes(TEXTS[name])

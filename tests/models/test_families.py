@@ -197,7 +197,7 @@ def test_every_family_prunes_saves_and_verifies(make_llama, tokens, tmp_path, fa
     )  # fmt: skip
     sparsity = result.manifest["sparsity"]
     assert sparsity["zeros"] == round(0.6 * sparsity["prunable"]) == result.masks.zeros()
-    assert result.manifest["traces"].get("search", 1) == 1
+    assert result.manifest["traces"].get("compare", 1) == 1
     verify(saved, masks)
     windows = np.load(tokens)["evaluation"]
     assert torch_perplexity(saved, windows, "float32") == pytest.approx(
@@ -279,7 +279,8 @@ def test_what_a_family_does_not_implement_is_refused_by_name(make_llama, family,
 
 
 def test_reference_budget_keeps_mistrals_q_k_v_rows_uniform(make_llama):
-    from neuroal_jax.allocation.allocation import uniform
+    from neuroal_jax.allocation import uniform
+    from neuroal_jax.allocation.problem import Problem
     from neuroal_jax.search import row_step
 
     checkpoint = open_checkpoint(str(make_llama(family="Mistral")))
@@ -287,9 +288,13 @@ def test_reference_budget_keeps_mistrals_q_k_v_rows_uniform(make_llama):
     rng = np.random.default_rng(0)
     widths = {linear.reads: shapes[linear.name][1] for linear in family.linears}
     differences = [{name: rng.normal(size=width).astype(np.float32) for name, width in widths.items()}] * 3
-    base, model = uniform(0.6, list(shapes), 3), (family, checkpoint.config)
-    exact = row_step.candidate(base, 0.1, differences, model, shapes, "exact").blocks[0]
-    reference = row_step.candidate(base, 0.1, differences, model, shapes, "reference").blocks[0]
+    base = uniform.allocation(0.6, list(shapes), 3)
+
+    def first_block(budget):
+        problem = Problem(0.6, 3, shapes, family, checkpoint.config, {"budget": budget}, model=None)
+        return row_step.candidate(base, 0.1, differences, problem).blocks[0]
+
+    exact, reference = first_block("exact"), first_block("reference")
     assert np.ptp(exact["self_attn.k_proj"]) > 0
     assert np.ptp(reference["self_attn.k_proj"]) == 0
     assert np.ptp(reference["self_attn.o_proj"]) > 0

@@ -124,7 +124,7 @@ def test_a_state_is_written_only_when_it_is_cheap(model, tokens, tmp_path, monke
     write = states.State._write
     monkeypatch.setattr(states.State, "_write", lambda self, *args: (writes.append(args), write(self, *args)))
     run(model, tokens, tmp_path / "out", eval="none", allocation="uniform")
-    assert [item.block for item, _ in writes] == [1]  # the last block, which leaves no hidden states
+    assert [item.block for _, item, _ in writes] == [1]  # the last block, which leaves no hidden states
 
 
 @pytest.fixture
@@ -214,30 +214,43 @@ def remove_identity(state):
     (state / "identity.json").unlink()
 
 
+def stored(state):
+    """The files with arrays: outputs of blocks, and the hidden states after the last one."""
+    found = [*state.glob("*.hidden"), *state.glob("*.outputs")]
+    assert len(found) > 2
+    return found
+
+
 def truncate(state):
-    for path in state.rglob("d/*"):
+    for path in stored(state):
         os.truncate(path, path.stat().st_size // 2)
 
 
 def flip(state):
-    for path in state.rglob("d/*"):
+    for path in stored(state):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 0xFF
         path.write_bytes(content)
 
 
 def remove_an_output(state):
-    shutil.rmtree(sorted(state.glob("*.outputs"))[0])
+    sorted(state.glob("*.outputs"))[0].unlink()
+
+
+def exchange_outputs(state):
+    first, second, *_ = sorted(state.glob("*.outputs"))
+    shutil.copy(second, first)
 
 
 def add_what_a_kill_leaves(state):
-    (state / "09-search-00001.hidden.orbax-checkpoint-tmp").mkdir()
-    shutil.copytree(next(state.glob("*.outputs")), state / "02-pruning-00001.outputs")
+    shutil.copy(next(state.glob("*.hidden")), state / ".09-search-00001.hidden.123-456.partial")
+    shutil.copy(next(state.glob("*.outputs")), state / "02-pruning-00001.outputs")
     (state / ".identity.json.123.partial").write_text("{")
 
 
 @pytest.mark.parametrize(
-    "damage", [damage_identity, remove_identity, truncate, flip, remove_an_output, add_what_a_kill_leaves]
+    "damage",
+    [damage_identity, remove_identity, truncate, flip, remove_an_output, exchange_outputs, add_what_a_kill_leaves],
 )
 def test_a_damaged_state_costs_no_more_than_time(model, tokens, interrupted, reference, tmp_path, damage, caplog):
     out, options = interrupted
@@ -253,7 +266,7 @@ def test_a_user_error_leaves_no_state(model, tokens, tmp_path, monkeypatch):
     def fail(*args):
         raise neuroal_jax.UserError("no")
 
-    monkeypatch.setattr("neuroal_jax.walk.blocks.Walk.prune", fail)
+    monkeypatch.setattr("neuroal_jax.walk.final.prune", fail)
     with pytest.raises(neuroal_jax.UserError, match="no"):
         run(model, tokens, tmp_path / "a" / "out", allocation="uniform")
     assert list(tmp_path.iterdir()) == []
@@ -263,7 +276,7 @@ def test_a_state_that_cannot_be_written_stops_no_run(model, tokens, tmp_path, mo
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(states.State, "_save", full)
+    monkeypatch.setattr("neuroal_jax.resume.store.save_file", full)
     with caplog.at_level(logging.INFO, "neuroal_jax"):
         run(model, tokens, tmp_path / "out", allocation="uniform", eval="none")
     assert caplog.text.count("the state cannot be written any more") == 1

@@ -1,18 +1,21 @@
 """Whole runs: outputs, exact budgets, determinism, traces, reuse, resistance to failures."""
 
+import itertools
 import json
 import logging
 from dataclasses import replace
 from itertools import product
 
-import jax
 import numpy as np
 import pytest
 
 import neuroal_jax
 from neuroal_jax.checkpoint import open_checkpoint
+from neuroal_jax.machine.programs import watched_traces
 from neuroal_jax.masks import check_pruned, load_masks, read_masks
 from neuroal_jax.walk import programs
+from neuroal_jax.walk.blocks import Blocks
+from neuroal_jax.walk.perplexity import perplexity
 from tests.conftest import RUN
 
 
@@ -42,6 +45,12 @@ def test_manifest_tells_the_whole_run(finished, llama):
     assert manifest["lambda_row"] in (0.0, 0.1, 0.2)
     assert [len(manifest["scores"][step]) for step in ("block", "row")] == [2, 3]
     assert manifest["lambda_block"] == (0.05, 0.2)[int(np.argmin(manifest["scores"]["block"]))]
+    for step, lambdas in {"block": (0.05, 0.2), "row": (0.0, 0.1, 0.2)}.items():
+        scores = manifest["scores"][step]
+        assert manifest["candidates"][step] == [
+            {"lambda": strength, "score": score} for strength, score in zip(lambdas, scores, strict=True)
+        ]
+        assert manifest["chosen"][step] == {"lambda": lambdas[int(np.argmin(scores))]}
     assert manifest["sparsity"]["zeros"] == round(0.6 * manifest["sparsity"]["prunable"])
     assert set(manifest["seconds"]) >= {"read", "perplexity_dense", "search", "prune", "perplexity_pruned", "write"}
     assert set(manifest["hashes"]) == {"model", "prunable", "config", "calib", "eval"}
@@ -172,11 +181,11 @@ def test_an_allocation_file_moves_to_another_sparsity(llama, tokens, tmp_path, f
     ],
 )
 def test_each_walk_function_is_traced_once(make_llama, tokens, tmp_path, blocks, lambdas):
-    jax.clear_caches()
-    model = make_llama(num_hidden_layers=blocks)
+    width = 100 + 10 * blocks + lambdas.count(",")  # programs are kept by shape: one that no other test has
+    model = make_llama(num_hidden_layers=blocks, vocab_size=width, intermediate_size=width)
     result = run(model, tokens, tmp_path / "out", block_lambdas=lambdas, row_lambdas=lambdas, candidate_batch=2)
-    walks = {"embed", "run", "input_statistics", "prune", "apply_masks", "window_losses"}
-    walks |= {"dense_run", "dense_runs", "search", "search_last", "align"}
+    walks = {"embed", "run", "add_statistics", "prune", "apply_masks", "window_losses"}
+    walks |= {"dense_run", "dense_runs", "compare", "compare_last", "align"}
     traces = result.manifest["traces"]
     assert set(traces) == walks
     # The stem sees two shapes, the search's batch and the walk's; everything that walks the blocks sees one.
@@ -302,15 +311,16 @@ def test_activations_that_overflow_are_named(make_llama, tokens, tmp_path):
         run(model, tokens, tmp_path / "out")
 
 
-def test_trace_counter_counts(llama):
-    before = programs.trace_counts["embed"]
-    checkpoint = open_checkpoint(str(llama))
-    from neuroal_jax.walk.blocks import Walk
-
-    walk = Walk(checkpoint, programs.Method("wanda"), "float32", 1)
-    for _ in range(2):
-        walk.perplexity(np.zeros((1, 11), np.int32))
-    assert programs.trace_counts["embed"] == before + 1
+def test_traces_are_told_once_with_what_they_were_for(llama):
+    blocks = Blocks(open_checkpoint(str(llama)), "float32", 1)
+    with watched_traces() as traces:
+        for _ in range(2):
+            perplexity(blocks, np.zeros((1, 11), np.int32))
+    expected = {"embed": programs.embed, "run": programs.run, "window_losses": programs.window_losses}
+    assert {trace.name: trace.compiled for trace in traces} == expected
+    assert len(traces) == 3
+    hidden = traces[1].arguments[-1]
+    assert (hidden.shape, hidden.dtype) == ((1, 11, 32), np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -349,7 +359,7 @@ def test_sparsegpt_saves_the_model_that_it_measured(sparsegpt, llama, tokens):
 def test_sparsegpt_searches_the_block_step_only_and_says_so(llama, tokens, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "neuroal_jax"):
         result = run(llama, tokens, tmp_path / "out", pruner="sparsegpt", eval="none")
-    assert "searches its block step only" in caplog.text
+    assert "the search goes on with --step block" in caplog.text
     assert result.manifest["options"]["step"] == "block"
     assert result.manifest["asked"]["step"] == "both"
     assert (len(result.manifest["scores"]["block"]), result.manifest["scores"]["row"]) == (2, [])
@@ -361,20 +371,24 @@ def test_the_manifest_records_every_damping(sparsegpt, llama):
     assert sparsegpt[0].manifest["damping"] == [dict.fromkeys(linears, 0.01)] * 3
 
 
-def test_a_hessian_that_needs_more_damping_is_recorded_and_told(llama, tokens, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("neuroal_jax.pruners.sparsegpt.DAMPING", (-1.0, 0.3))
-    jax.clear_caches()
+def test_a_hessian_that_needs_more_damping_is_recorded_and_told(make_llama, tokens, tmp_path, monkeypatch, caplog):
+    def climb(ladder):
+        for module in ("numerics.cholesky", "walk.blocks", "walk.final", "run.console"):
+            monkeypatch.setattr(f"neuroal_jax.{module}.DAMPING", ladder)
+
+    # Programs are kept by shape: each ladder has its own, which no other test uses.
+    model = make_llama(intermediate_size=57)
+    climb((-1.0, 0.3))
     with caplog.at_level(logging.INFO, "neuroal_jax"):
-        result = run(llama, tokens, tmp_path / "out", pruner="sparsegpt", allocation="uniform", eval="none")
+        result = run(model, tokens, tmp_path / "out", pruner="sparsegpt", allocation="uniform", eval="none")
     assert {value for block in result.manifest["damping"] for value in block.values()} == {0.3}
     assert "21 of 21 linears took more than the damping" in caplog.text
-    monkeypatch.setattr("neuroal_jax.pruners.sparsegpt.DAMPING", (-1.0,))
+    model = make_llama(intermediate_size=58)
+    climb((-1.0,))
     for allocation in ("uniform", "neuroal"):
-        jax.clear_caches()
         with pytest.raises(neuroal_jax.UserError, match=r"block 0: the Hessian of attention_input has no finite"):
-            run(llama, tokens, tmp_path / "bad", pruner="sparsegpt", allocation=allocation, eval="none")
+            run(model, tokens, tmp_path / "bad", pruner="sparsegpt", allocation=allocation, eval="none")
     assert not (tmp_path / "bad").exists()
-    jax.clear_caches()
 
 
 def test_masks_of_sparsegpt_cannot_be_applied_to_the_dense_model(sparsegpt, llama, tmp_path):
@@ -391,11 +405,8 @@ def test_sparsegpt_keeps_the_dtype_of_the_checkpoint(make_llama, tokens, tmp_pat
     saved = open_checkpoint(str(tmp_path / "out" / "model"))
     assert saved.dtype == "bfloat16"
     check_pruned(result.masks, saved.source, "saved")
-    from neuroal_jax.walk.blocks import Walk
-    from neuroal_jax.walk.programs import Method
-
     ids = np.load(tokens)["evaluation"]
-    measured = Walk(saved, Method("magnitude"), "float32", len(ids)).perplexity(ids)
+    measured = perplexity(Blocks(saved, "float32", len(ids)), ids)
     assert measured == pytest.approx(result.manifest["token_ppl"]["pruned"], rel=1e-5)
 
 
@@ -439,9 +450,8 @@ def test_the_manifest_tells_what_an_allocation_rests_on(llama, tokens, tmp_path,
 
 
 def test_an_allocation_of_alpha_above_one_can_be_read_back(llama, tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "neuroal_jax.run.pipeline.alpha.block_alphas", lambda spectra: [len(list(spectra)) - 2.0, 3.0, 2.0]
-    )
+    alphas = itertools.cycle([1.0, 3.0, 2.0])  # of the model's blocks
+    monkeypatch.setattr("neuroal_jax.allocation.alpha.block_alpha", lambda *block: next(alphas))
     options = {"sparsity": 0.8, "budget": "reference", "eval": "none"}
     first = run(llama, tokens, tmp_path / "out", allocation="alpha", **options)
     assert max(block["mlp.up_proj"] for block in first.allocation.blocks) > 1

@@ -3,35 +3,28 @@
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const narrow = matchMedia("(max-width: 44rem)");
+const below = {orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom"};
 
-// What depends on the reader's screen; everything else is in the figures.
-function template() {
+// The figures' template, with what depends on the reader's screen: its colours, and legends below narrow plots.
+function themed(template) {
+  const look = structuredClone(template), layout = look.layout;
   const style = getComputedStyle(document.documentElement);
   const color = (name) => style.getPropertyValue(name).trim();
-  const axis = {gridcolor: color("--line"), linecolor: color("--line"), zeroline: false, automargin: true};
-  const below = {orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom"};
-  return {
-    layout: {
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      font: {color: color("--ink"), family: getComputedStyle(document.body).fontFamily, size: 13},
-      hoverlabel: {bgcolor: color("--panel"), bordercolor: color("--line"), font: {color: color("--ink")}},
-      legend: narrow.matches ? below : {},
-      margin: {t: 16, r: 16, b: 48, l: 48},
-      xaxis: axis,
-      yaxis: axis,
-    },
-  };
+  layout.font.color = color("--ink");
+  layout.hoverlabel = {bgcolor: color("--panel"), bordercolor: color("--line"), font: {color: color("--ink")}};
+  Object.assign(layout.modebar, {color: color("--soft"), activecolor: color("--ink")});
+  for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, {gridcolor: color("--line"), linecolor: color("--line")});
+  if (narrow.matches) Object.assign(layout.legend, below);
+  return look;
 }
 
 function draw() {
-  const look = template();
   for (const [name, figure] of Object.entries(figures)) {
     const legend = figure.data.filter((trace) => trace.showlegend !== false).length;
     const room = narrow.matches && legend > 1 ? 20 * legend : 0;
-    const layout = {...structuredClone(figure.layout), template: look, height: figure.layout.height + room};
-    const bar = narrow.matches ? false : "hover";
-    Plotly.react(name, figure.data, layout, {responsive: true, displaylogo: false, displayModeBar: bar});
+    const layout = structuredClone(figure.layout);
+    Object.assign(layout, {template: themed(layout.template), height: layout.height + room});
+    Plotly.react(name, figure.data, layout, {responsive: true, displaylogo: false});
   }
 }
 
