@@ -4,7 +4,7 @@ DEMO = .venv-demo
 DEV = .venv
 PIP_FLAGS = --quiet --disable-pip-version-check -c constraints.txt
 CHECKED = neuroal_jax convert eval tests benchmarks
-PYTEST = HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+PYTEST = HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-all fuzz lint bench bench-quality clean
 
@@ -20,8 +20,7 @@ test: $(DEV)/installed
 test-slow: $(DEV)/installed
 	$(PYTEST) -m slow
 
-test-all: $(DEV)/installed
-	$(PYTEST) -m "slow or not slow"
+test-all: test test-slow
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check $(CHECKED)
@@ -42,7 +41,7 @@ bench-quality: $(DEMO)/installed
 		--top-ups uniform,owl,alpha,dsnot,neuroal --sparsities 0.7 --out bench-quality
 
 clean:
-	rm -rf $(DEMO) $(DEV) demo-run bench-quality build dist *.egg-info
+	rm -rf $(DEMO) $(DEV) .pytest_cache demo-run bench-quality build dist *.egg-info
 
 $(DEMO)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO)

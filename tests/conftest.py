@@ -1,16 +1,14 @@
 """Shared fixtures: tiny random models made on the spot. Compiled programs are kept from one session to the next."""
 
-import atexit
 import json
 import os
-import shutil
-import tempfile
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="neuroal-tests-")  # nothing in the user's own
 # Before anything imports JAX; the processes that tests start inherit it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".pytest_cache" / "home")  # nothing in the user's own
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
@@ -21,15 +19,25 @@ import pytest
 from tests import shape_checks
 
 shape_checks.install()
-atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+DATA = Path(os.environ.get("NEUROAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+MANY_MODELS = ("test_families.py", "test_goldens.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """Tests of one file share its fixtures and programs: they run in one process, unless a mark says otherwise."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests share fixtures and programs: one process runs them. Files of many models are taken apart by model.
+
+    (`--dist loadgroup` does nothing under pytest 9.2, whose `nodeid` pytest-xdist 3.8 cannot set.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFileAndModel(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file, _, test = nodeid.partition("::")
+            model = re.search(r"\[(\w+(-\w+)?)", test)  # two words: stories260k-wanda, tiny-opt, Llama
+            return f"{file} {model[1]}" if model and file.endswith(MANY_MODELS) else file
+
+    return ByFileAndModel(config, log)
 
 
 LLAMA = {
@@ -85,3 +93,11 @@ def tokens(tmp_path_factory) -> Path:
 def make_llama(tmp_path_factory) -> Callable[..., Path]:
     """A factory of random models: `make_llama(num_key_value_heads=1)`, `make_llama(family="Phi")`."""
     return lambda **options: save_random_model(tmp_path_factory.mktemp("model"), **options)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real models, tokens and goldens; tests that need it are skipped where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"no {DATA}: set NEUROAL_DATA to the folder of real models and goldens")
+    return DATA

@@ -4,7 +4,6 @@ One of them is in this repository; the others are looked for in the folder NEURO
 """
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 
 import neuroal_jax
+from tests.conftest import DATA
 
-DATA = Path(os.environ.get("NEUROAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 STORIES = Path(__file__).parent / "data" / "stories260k"
 
 
@@ -59,13 +58,12 @@ def cases():
     """Every recorded case of pruning; those that run the same compiled programs follow each other."""
     found = []
     for model, recorded in RECORDED.items():
-        group = pytest.mark.xdist_group(f"golden {model}")
         path = recorded.goldens / "cases.json"
         pruned = [case for case in json.loads(path.read_text()) if case["method"] != "dense"] if path.is_file() else []
         for case in sorted(pruned, key=lambda case: (case["method"], case["top_up"], case["step"] or "")):
             quick = model == "stories260k" and case["masks"] in QUICK
             name = f"{model}-{case['masks'].removesuffix('.npz')}"
-            found.append(pytest.param(case, id=name, marks=[group] if quick else [group, pytest.mark.slow]))
+            found.append(pytest.param(case, id=name, marks=() if quick else pytest.mark.slow))
     return found
 
 

@@ -155,6 +155,7 @@ ONE_OF_EACH = {
     "Qwen2": {},
     "Qwen3": {"head_dim": 8},
 }
+LLAMA_LIKE = ("Gemma", "Mistral", "Qwen2", "Qwen3")  # their blocks are made of Llama's parts
 
 
 def test_each_registered_family_is_tested():
@@ -180,7 +181,9 @@ def test_hugging_face_to_flax_and_back_is_bit_exact(make_llama, family, dtype):
         assert back.tobytes() == np.ascontiguousarray(checkpoint.read(name)).tobytes(), name
 
 
-@pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ONE_OF_EACH])
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow if name in LLAMA_LIKE else ()) for name in ONE_OF_EACH]
+)
 def test_every_family_prunes_saves_and_verifies(make_llama, tokens, tmp_path, family):
     from convert.masks_to_torch import apply_masks, verify
     from eval.perplexity import torch_perplexity
@@ -226,7 +229,7 @@ EVERY = [
         pytest.param("Llama", COMBINATIONS, id="Llama"),
         pytest.param("Llama", EVERY, id="Llama-every", marks=pytest.mark.slow),
         *(
-            pytest.param(family, COMBINATIONS, id=family, marks=[pytest.mark.slow, pytest.mark.xdist_group(family)])
+            pytest.param(family, COMBINATIONS, id=family, marks=pytest.mark.slow)
             for family in ONE_OF_EACH
             if family != "Llama"
         ),

@@ -75,7 +75,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+SLOW = ("magnitude, row step", "multiflow, uniform", "alpha")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(options, id=name, marks=pytest.mark.slow if name in SLOW else ()) for name, options in CASES.items()],
+)
 def test_a_run_goes_on_from_every_block_to_the_same_bytes(model, tokens, tmp_path, monkeypatch, options):
     expected = run(model, tokens, tmp_path / "whole", **options)
     out, points = tmp_path / "out", 0

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from tests.conftest import RUN
 
 def run(model, tokens, out, **options):
     config = {**RUN, "model": str(model), "calib": str(tokens), "eval": str(tokens), "out": str(out)}
+    if options.get("pruner") == "sparsegpt":
+        config["sparsegpt_group"] = 24  # two or three groups
     return neuroal_jax.prune(neuroal_jax.PruneConfig(**{**config, **options}))
 
 
@@ -121,8 +124,17 @@ def test_exact_budget_at_every_sparsity(llama, tokens, tmp_path, sparsity):
     assert result.manifest["token_ppl"]["pruned"] is None
 
 
-@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "multiflow"])
-@pytest.mark.parametrize("options", [{"allocation": "uniform"}, {"step": "block"}, {"step": "row"}])
+STEPS = ({"step": "block"}, {"step": "row"}, {"allocation": "uniform"})
+QUICK = [("magnitude", STEPS[0]), ("wanda", STEPS[1]), ("multiflow", STEPS[2])]
+
+
+@pytest.mark.parametrize(
+    ("pruner", "options"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in product(("magnitude", "wanda", "multiflow"), STEPS)
+    ],
+)
 def test_every_pruner_with_every_step(llama, tokens, tmp_path, pruner, options):
     result = run(llama, tokens, tmp_path / "out", pruner=pruner, eval="none", **options)
     scores = result.manifest["scores"]
@@ -315,7 +327,7 @@ def test_traces_are_told_once_with_what_they_were_for(llama):
 def sparsegpt(llama, tokens, tmp_path_factory):
     """One run with SparseGPT, which saves its model without being asked."""
     root = tmp_path_factory.mktemp("sparsegpt")
-    return run(llama, tokens, root / "out", pruner="sparsegpt", sparsegpt_group=24), root / "out"
+    return run(llama, tokens, root / "out", pruner="sparsegpt"), root / "out"
 
 
 def test_sparsegpt_saves_the_model_that_it_measured(sparsegpt, llama, tokens):
@@ -402,7 +414,7 @@ def test_sparsegpt_does_not_depend_on_batches(llama, tokens, tmp_path, monkeypat
     monkeypatch.setattr(
         "neuroal_jax.walk.blocks._BATCH_TOKENS", 64
     )  # 4 sequences at a time, of 6: the last batch is filled up
-    again = run(llama, tokens, tmp_path / "out", pruner="sparsegpt", sparsegpt_group=24)
+    again = run(llama, tokens, tmp_path / "out", pruner="sparsegpt")
     for name, packed in sparsegpt[0].masks.packed.items():
         np.testing.assert_array_equal(again.masks.packed[name], packed)
 
@@ -411,7 +423,7 @@ def test_an_allocation_that_lists_rows_is_not_for_sparsegpt(llama, tokens, tmp_p
     rows, blocks = (str(place / "allocation.json") for place in (finished[1] / "out", sparsegpt[1]))
     with pytest.raises(neuroal_jax.UserError, match="lists rows, but --pruner sparsegpt"):
         run(llama, tokens, tmp_path / "out", pruner="sparsegpt", allocation=rows)
-    again = run(llama, tokens, tmp_path / "out", pruner="sparsegpt", allocation=blocks, sparsegpt_group=24, eval="none")
+    again = run(llama, tokens, tmp_path / "out", pruner="sparsegpt", allocation=blocks, eval="none")
     for name, packed in sparsegpt[0].masks.packed.items():
         np.testing.assert_array_equal(again.masks.packed[name], packed)
 
@@ -467,7 +479,7 @@ def test_dsnot_changes_the_attention_only(llama, tokens, tmp_path):
 
 
 def test_an_overwritten_run_leaves_no_model_of_the_old_masks(llama, tokens, tmp_path):
-    options = {"allocation": "uniform", "eval": "none", "sparsegpt_group": 24}
+    options = {"allocation": "uniform", "eval": "none"}
     run(llama, tokens, tmp_path / "out", pruner="sparsegpt", **options)
     with pytest.raises(neuroal_jax.UserError, match="already holds a result"):
         run(llama, tokens, tmp_path / "out", pruner="sparsegpt", **options)

@@ -237,7 +237,13 @@ class TorchOracle:
         return score, differences, masks
 
 
-@pytest.mark.parametrize("options", [{}, {"num_key_value_heads": 4}], ids=["grouped-query", "multi-head"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="grouped-query"),
+        pytest.param({"num_key_value_heads": 4}, id="multi-head", marks=pytest.mark.slow),
+    ],
+)
 def test_search_equals_an_independent_restatement(make_llama, tokens, options):
     directory = make_llama(**options)
     checkpoint = open_checkpoint(str(directory))
