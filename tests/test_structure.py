@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -187,17 +186,3 @@ def test_imports_run_one_way(kind, allowed):
 def test_demo_is_small():
     files = [path for path in (ROOT / "neuroal_jax" / "demo").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert sum(path.stat().st_size for path in files) < 2 * 10**6
-
-
-def test_the_wheel_holds_one_package(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"neuroal_jax"}
-    for name in ("convert/masks_to_torch.py", "eval/perplexity.py", "prune.py", "py.typed", "report/assets/page.html"):
-        assert f"neuroal_jax/{name}" in names
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "calibration.jsonl", "evaluation.txt"):
-        assert f"neuroal_jax/demo/{name}" in names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
