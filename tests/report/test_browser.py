@@ -136,3 +136,10 @@ def test_the_toolbar_covers_no_text(report, visit, width):
     assert any(plot["legends"] for plot in plots)
     covered = [text["name"] for plot in plots for bar in plot["bars"] for text in plot["texts"] if overlap(bar, text)]
     assert covered == []
+
+
+def test_the_toolbar_offers_no_upload(report, visit):
+    buttons = ".plot:first-of-type .modebar-btn"
+    labels = visit(report).locator(buttons).evaluate_all("all => all.map(x => x.getAttribute('aria-label'))")
+    known = {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
+    assert set(labels) == known

@@ -3,6 +3,8 @@
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const narrow = matchMedia("(max-width: 44rem)");
+// Nothing leaves the page: by default Plotly's toolbar offers to upload the chart to its makers' cloud.
+const config = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: ""};
 const below = {orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom"};
 
 // The figures' template, with what depends on the reader's screen: its colours, and legends below narrow plots.
@@ -24,7 +26,7 @@ function draw() {
     const room = narrow.matches && legend > 1 ? 20 * legend : 0;
     const layout = structuredClone(figure.layout);
     Object.assign(layout, {template: themed(layout.template), height: layout.height + room});
-    Plotly.react(name, figure.data, layout, {responsive: true, displaylogo: false});
+    Plotly.react(name, figure.data, layout, config);
   }
 }
 
