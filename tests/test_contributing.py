@@ -24,6 +24,7 @@ RUNS = {
     "updating pruner": {"pruner": "rescaled", "rescaled_share": "0.5", "allocation": "owl"},
     "allocation": {"allocation": "flow", "flow_lambda": "0.1"},
     "refinement": {"pruner": "magnitude", "refine": "rerank", "allocation": "uniform"},
+    "text": {"model": "demo", "calib": "wikitext103=TEXT", "eval": "wikitext103=TEXT", "nsamples": 4, "seqlen": 32},
     "family": {"allocation": "uniform"},
 }
 
@@ -35,7 +36,7 @@ def add_line(file, registry, line):
         node.value
         for node in ast.parse(text).body
         if isinstance(node, ast.Assign | ast.AnnAssign)
-        and registry in ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+        and registry == ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
     ]
     end = max(node.end_lineno for node in ast.walk(value) if isinstance(node, ast.Dict))
     lines = text.splitlines(keepends=True)
@@ -68,7 +69,7 @@ def python(extended, code, *arguments):
 def test_each_addition_is_one_file_and_one_line():
     files = [title for title, _ in EXAMPLES if ": " not in title]
     lines = [title for title, _ in EXAMPLES if ": " in title]
-    assert len(files) == len(lines) == 5
+    assert len(files) == len(lines) == 6
     assert [Path(file).parent for file in files] == [Path(line.partition(": ")[0]).parent for line in lines]
 
 
@@ -77,10 +78,14 @@ def manifests(extended, llama, tokens, tmp_path_factory):
     """The manifest of every run, computed with the copy."""
     root = tmp_path_factory.mktemp("runs")
     family = save_random_model(root / "seed_oss", family="SeedOss", head_dim=8, attention_dropout=0, residual_dropout=0)
-    runs = {}
+    text, runs = root / "articles.txt", {}
+    text.write_text(" = Title = \n\n" + " A sentence of the article . \n" * 100)
     for name, options in RUNS.items():
         model = family if name == "family" else llama
         given = {"model": str(model), "calib": str(tokens), "eval": str(tokens), "out": str(root / name), **RUN}
+        options = {
+            key: value.replace("TEXT", str(text)) if isinstance(value, str) else value for key, value in options.items()
+        }
         runs[name] = {**given, **options}
     code = (
         "import json, sys, neuroal_jax\n"
@@ -105,6 +110,13 @@ def test_an_updating_pruner_saves_its_model(manifests):
     masks = read_masks(out / "masks.safetensors")
     assert masks.updated_weights
     check_pruned(masks, SafetensorsSource(out / "model"), "the saved model")
+
+
+def test_a_text_is_read_by_its_rules(manifests):
+    data = manifests[0]["text"]["data"]
+    assert data["calib"]["origin"].startswith("wikitext103=")
+    assert data["calib"]["windows"] == 4
+    assert list(manifests[0]["text"]["token_ppl"]["texts"]) == ["wikitext103"]
 
 
 def test_an_allocation_s_measurement_is_recorded_and_drawn(manifests):
@@ -140,5 +152,13 @@ def test_the_command_line_knows_all_of_them(extended):
         [sys.executable, "-c", code], cwd=extended, env={**os.environ, "PYTHONPATH": str(extended)},
         capture_output=True, text=True, check=False,
     ).stdout.split())  # fmt: skip
-    for expected in ("ria", "rescaled", "--rescaled-share", "flow (mean Wanda score)", "--flow-lambda", "rerank"):
+    for expected in (
+        "ria",
+        "rescaled",
+        "--rescaled-share",
+        "flow (mean Wanda score)",
+        "--flow-lambda",
+        "rerank",
+        "wikitext103",
+    ):
         assert expected in printed

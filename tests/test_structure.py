@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -88,15 +89,99 @@ def test_prune_is_a_module_and_a_function():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_pruners_and_families_are_one_file_and_one_registry_line():
-    from neuroal_jax.command.config import PRUNERS as CHOICES
+def test_methods_and_families_are_one_file_and_one_registry_line():
+    from neuroal_jax.allocation import ALLOCATIONS
+    from neuroal_jax.masks.patterns import PATTERNS
     from neuroal_jax.models import FAMILIES
     from neuroal_jax.pruners import PRUNERS
+    from neuroal_jax.refine import REFINEMENTS
+    from neuroal_jax.search.objective import OBJECTIVES
 
-    assert tuple(PRUNERS) == CHOICES
-    assert {path.stem for path in (ROOT / "neuroal_jax/pruners").glob("*.py")} == {"__init__", *PRUNERS}
+    for folder, registry in {"pruners": PRUNERS, "refine": REFINEMENTS, "masks/patterns": PATTERNS}.items():
+        assert {path.stem for path in (ROOT / "neuroal_jax" / folder).glob("*.py")} == {"__init__", *registry}
+    for registry in (PRUNERS, REFINEMENTS, PATTERNS, ALLOCATIONS, OBJECTIVES):
+        for name in registry:
+            assert Path(registry.module(name).__file__).is_relative_to(ROOT / "neuroal_jax"), name
     for module in FAMILIES.values():
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+
+
+# The folders of the engine from low to high, those of one line beside each other; `neuroal_jax` itself has only names.
+ORDER = [
+    ["neuroal_jax", "errors", "registry"],
+    ["numerics", "machine"],
+    ["files"],
+    ["models"],
+    ["checkpoint", "data"],
+    ["allocation"],
+    ["masks"],
+    ["pruners", "refine"],
+    ["resume"],
+    ["walk"],
+    ["search"],
+    ["command"],
+    ["resume.identity"],  # the state's files know nothing of options, only what they belong to does
+    ["run", "report", "finetune", "demo"],
+    ["prune"],
+]
+UPWARD = {("allocation.owl", "pruners.wanda")}  # OWL looks at Wanda's scores
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__").removeprefix("neuroal_jax."): path
+    for path in ENGINE
+}
+
+
+@cache
+def engine_imports():
+    """Imports of one module of the engine by another: who, whom, and `import`, `function` or `typing`."""
+    found = []
+
+    def named(node):
+        if isinstance(node, ast.Import):
+            return [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name the whole path"
+            members = [f"{node.module}.{alias.name}" for alias in node.names]
+            return [name if name.removeprefix("neuroal_jax.") in MODULES else node.module for name in members]
+        return []
+
+    def visit(module, node, kind):
+        names = [name.removeprefix("neuroal_jax.") for name in named(node)]
+        found.extend((module, name, kind) for name in names if name in MODULES and name != module)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            kind = "typing"
+        elif isinstance(node, ast.FunctionDef):
+            kind = "function"
+        for child in ast.iter_child_nodes(node):
+            visit(module, child, kind)
+
+    for module, path in MODULES.items():
+        visit(module, ast.parse(path.read_text()), "import")
+    return found
+
+
+def rank(module):
+    """The place of a module, or else of its folder, in `ORDER`."""
+    folder = module.split(".")[0]
+    return next(place for name in (module, folder) for place, line in enumerate(ORDER) if name in line)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    after = {module: set() for module in MODULES}
+    for who, whom, kind in engine_imports():
+        if kind == "import":  # which imports the packages that hold it, too
+            packages = {".".join(whom.split(".")[:end]) for end in range(1, whom.count(".") + 1)}
+            after[who] |= {whom} | {package for package in packages if not f"{who}.".startswith(f"{package}.")}
+    while leaves := {module for module in after if not after[module] & after.keys()}:
+        after = {module: others for module, others in after.items() if module not in leaves}
+    assert sorted(after) == []
+
+
+@pytest.mark.parametrize(("kind", "allowed"), [("import", UPWARD), ("function", set()), ("typing", set())])
+def test_imports_run_one_way(kind, allowed):
+    imports = {(who, whom) for who, whom, found in engine_imports() if found == kind}
+    assert len(imports) > 2
+    assert {(who, whom) for who, whom in imports if rank(who) < rank(whom) and who != "neuroal_jax"} == allowed
 
 
 def test_demo_is_small():

@@ -1,5 +1,6 @@
 """What options accept, where they come from, and how a bad one ends."""
 
+import dataclasses
 import datetime
 import json
 import os
@@ -226,6 +227,29 @@ def test_every_option_is_a_flag_and_a_yaml_key(tmp_path, method):
     assert read(tmp_path / "a.yaml", json.dumps(dashes)) == expected
 
 
+# What affects only a search, and what affects no result: of all other options the result depends on each.
+OF_A_SEARCH = {"objective", "step", "block_lambdas", "row_lambdas", "search_samples"}
+OF_NO_RESULT = {"candidate_batch", "compilation_cache", "out", "save_model", "dry_run", "overwrite", "resume"}
+
+
+def test_every_option_says_once_what_it_affects(tmp_path):
+    affects = {option.name: option.metadata["affects"] for option in dataclasses.fields(PruneConfig)}
+    assert set(affects.values()) == {"result", "search", "nothing"}
+    assert {name for name, what in affects.items() if what == "search"} == OF_A_SEARCH
+    assert {name for name, what in affects.items() if what == "nothing"} == OF_NO_RESULT
+
+
+def test_the_material_options_are_those_that_the_result_depends_on(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    for allocation in ("uniform", "owl", "alpha", str(tmp_path / "a.json")):
+        found = config(allocation=allocation)
+        assert found.plain().keys() - found.material().keys() == OF_NO_RESULT | OF_A_SEARCH, allocation
+    found = config(allocation="neuroal", seed=3)
+    assert found.plain().keys() - found.material().keys() == OF_NO_RESULT
+    assert found.material() == {name: found.plain()[name] for name in found.material()}
+    assert found.material()["seed"] == 3
+
+
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     found = read(tmp_path / "a.yaml", "model: m\nout: o\nsparsity: 0.6\nseed: 4\n", "--sparsity", "0.7")
     assert (found.sparsity, found.seed, found.nsamples) == (0.7, 4, 128)
@@ -235,7 +259,7 @@ BAD_YAML = {
     "nothing": ("", "holds a NoneType, expected options as 'name: value' lines"),
     "a list": ("- model\n", "holds a list"),
     "a word": ("model", "holds a str"),
-    "an unknown key": ("modle: m\n", r"modle is unknown \(did you mean model\?\): expected one of model, sparsity"),
+    "an unknown key": ("modle: m\n", r"modle is unknown \(did you mean model\?\): expected one of model, dtype"),
     "the file's own flag": ("config: b.yaml\n", "config is unknown"),
     "a number as key": ("1: 2\n", "1 is unknown"),
     "two documents": ("model: m\n---\nmodel: n\n", "cannot be read"),

@@ -5,17 +5,22 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
 
-from neuroal_jax.data import Reader, Windows, default_seqlen, label, read_evaluations, tokens
+from neuroal_jax.data import Reader, Windows, default_seqlen, label, read_evaluations, texts, tokens
 from neuroal_jax.data import windows as windows_module
+from neuroal_jax.data.texts import TEXTS
 from neuroal_jax.errors import UserError
 
 WORDS = 90
@@ -269,7 +274,7 @@ def test_c4_calibration_draws_documents_of_the_first_training_file(reader, monke
 
 
 def test_c4_evaluation_is_256_windows_of_the_first_1100_documents(reader, monkeypatch):
-    documents = make_documents([2] * 1099 + [1, 3])
+    documents = make_documents([2] * 1099 + [1, 30])
     calls = stand_in(monkeypatch, {"text": documents})
     windows = reader.evaluation("c4")
     assert windows.ids.reshape(-1).tolist() == ids_of(" ".join(documents))[: 256 * SEQLEN]
@@ -344,6 +349,7 @@ def test_local_c4_is_cut_as_the_hub_s(reader, tmp_path):
         ("c4=a.npy", "", "name the token file alone"),
         ("c4=none", None, "no such file$"),
         ("c5=a.txt", "w1", "no such file, and not one of"),
+        ("demo=a.txt", "w1", "no such file, and not one of"),
     ],
 )
 def test_local_texts_that_do_not_follow_their_name(reader, tmp_path, name, content, message):
@@ -371,6 +377,72 @@ def test_windows_tell_their_tokenizer(reader, model, tmp_path):
         assert reader.evaluation(path).tokenizer["sha256"] != before.tokenizer["sha256"]
     finally:
         (model / "added_tokens.json").unlink()
+
+
+# The registry of texts.
+
+
+def test_a_text_source_is_one_file_and_one_registry_line():
+    assert list(TEXTS) == ["wikitext2", "c4", "ptb", "demo"]
+    assert {path.stem for path in Path(texts.__file__).parent.glob("*.py")} == {"__init__", *TEXTS}
+    for name, entry in TEXTS.items():
+        assert {"rows", "text"} <= set(vars(TEXTS.module(name)))
+        assert (entry.evaluation_tokens is None) != (entry.evaluation_windows is None)
+
+
+NEW_SOURCE = '''"""WikiText-103, raw: lines of articles, joined to one text."""
+
+from collections.abc import Sequence
+
+from neuroal_jax.data.hub import hub_rows
+from neuroal_jax.data.reading import Text
+
+
+def rows(split: str, column: str) -> Sequence[str]:
+    """The lines of `train` or `test`."""
+    return hub_rows(column, "Salesforce/wikitext", "wikitext-103-raw-v1", split=split)
+
+
+def text(rows: Sequence[str], split: str) -> Text:
+    """One text, with a blank line between rows."""
+    return Text(["\\n\\n".join(rows)], joined=True)
+
+
+def row(line: str) -> str:
+    """The Hub's rows end in a line break, empty ones have none."""
+    return line if line.strip() else ""
+'''
+NEW_LINE = '"wikitext103": TextSource(help="many articles of Wikipedia", evaluation_tokens=340_000),'
+USE_OF_IT = """
+import datasets
+from neuroal_jax.checkpoint.locate import DEMO
+from neuroal_jax.command.parser import parse_arguments
+from neuroal_jax.data import Reader, label
+
+locations = []
+rows = [" = A = \\n", ""] + [" The language reference says what a statement does. \\n"] * 20
+datasets.load_dataset = lambda *location, **options: locations.append(location) or {"text": rows}
+open("a.txt", "w").write("".join(row or "\\n" for row in rows))
+reader = Reader(DEMO, 768, 256, 32)
+hub, local = reader.evaluation("wikitext103"), reader.evaluation("wikitext103=a.txt")
+assert locations == [("Salesforce/wikitext", "wikitext-103-raw-v1")]
+assert hub.sha256 == local.sha256 != reader.evaluation("a.txt").sha256
+assert label("wikitext103=a.txt") == "wikitext103"
+assert reader.calibration("wikitext103=a.txt", 3, 0).ids.shape == (3, 32)
+parse_arguments(["--help"])
+"""
+
+
+def test_a_new_text_source_needs_nothing_else(tmp_path):
+    package = tmp_path / "neuroal_jax"
+    shutil.copytree(Path(texts.__file__).parents[2], package, ignore=shutil.ignore_patterns("__pycache__"))
+    registry = package / "data/texts/__init__.py"
+    (registry.parent / "wikitext103.py").write_text(NEW_SOURCE)
+    before, demo, after = registry.read_text().partition('        "demo": ')
+    registry.write_text(f"{before}        {NEW_LINE}\n{demo}{after}")
+    ran = subprocess.run([sys.executable, "-c", USE_OF_IT], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "wikitext2, c4, ptb, wikitext103, demo" in " ".join(ran.stdout.split())
 
 
 # What cannot be used.
