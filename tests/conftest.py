@@ -25,19 +25,19 @@ MANY_MODELS = ("test_families.py", "test_goldens.py")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file's tests share fixtures and programs: one process runs them. Files of many models are taken apart by model.
+    """A room's tests share fixtures and programs: one process runs them. Files of many models are taken apart by model.
 
     (`--dist loadgroup` does nothing under pytest 9.2, whose `nodeid` pytest-xdist 3.8 cannot set.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFileAndModel(LoadScopeScheduling):
+    class ByRoomAndModel(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file, _, test = nodeid.partition("::")
             model = re.search(r"\[(\w+(-\w+)?)", test)  # two words: stories260k-wanda, tiny-opt, Llama
-            return f"{file} {model[1]}" if model and file.endswith(MANY_MODELS) else file
+            return f"{file} {model[1]}" if model and file.endswith(MANY_MODELS) else file.rpartition("/")[0]
 
-    return ByFileAndModel(config, log)
+    return ByRoomAndModel(config, log)
 
 
 LLAMA = {

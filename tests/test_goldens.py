@@ -157,5 +157,5 @@ def test_dense_perplexity_equals_the_released_code(model):
     from eval.perplexity import jax_perplexity
 
     (dense,) = [case["token_ppl"] for case in recorded_cases(model) if case["method"] == "dense"]
-    windows = np.load(RECORDED[model].tokens)["evaluation"]
+    windows = np.load(RECORDED[model].tokens)["evaluation"].astype(np.int32)
     assert jax_perplexity(str(RECORDED[model].model), windows, "float32") == pytest.approx(dense, rel=1e-5)
