@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuroal_jax import __version__
 from neuroal_jax.checkpoint.locate import locate
 from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.command.parser import Parser
@@ -20,6 +19,7 @@ from neuroal_jax.command.program import run_program
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.writing import check_new_file, publish_json
 from neuroal_jax.masks.file import masks_of
+from neuroal_jax.version import __version__
 
 if TYPE_CHECKING:
     from .harness import CheckedLM

@@ -107,7 +107,7 @@ def test_methods_and_families_are_one_file_and_one_registry_line():
 
 # The folders of the engine from low to high, those of one line beside each other; `neuroal_jax` itself has only names.
 ORDER = [
-    ["neuroal_jax", "errors", "registry"],
+    ["neuroal_jax", "errors", "registry", "version"],
     ["numerics", "machine"],
     ["files"],
     ["models"],
@@ -119,7 +119,6 @@ ORDER = [
     ["walk"],
     ["search"],
     ["command"],
-    ["resume.identity"],  # the state's files know nothing of options, only what they belong to does
     ["run", "report", "finetune", "demo"],
     ["prune"],
 ]

@@ -85,7 +85,7 @@ class Section:
 
 def label(text: str) -> str:
     """Plain text for Plotly, which reads a subset of HTML in all that it writes; lines stay lines."""
-    return html.escape(text).replace("\n", "<br>")
+    return html.escape(text, quote=False).replace("\n", "<br>")
 
 
 def number(value: float) -> str:

@@ -17,6 +17,7 @@ from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import replace_text
 from neuroal_jax.report.facts import headline, key_facts, option_facts, run_title
+from neuroal_jax.report.recorded import FORMAT
 
 REPORT = "report.html"
 _MOST_BYTES = 2**30  # of a manifest or an allocation
@@ -91,9 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read_run(run: Path) -> str:
-    from neuroal_jax.run import manifest as manifests
-
-    manifest = _read(run / "manifest.json", manifests.FORMAT)
+    manifest = _read(run / "manifest.json", FORMAT)
     allocation = _read(run / "allocation.json", allocation_file.FORMAT)
     try:
         return run_report(manifest, allocation)

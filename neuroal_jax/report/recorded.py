@@ -8,6 +8,7 @@ from typing import Any
 from neuroal_jax.errors import UserError
 from neuroal_jax.search.lambdas import lambdas_for
 
+FORMAT = "neuroal-manifest-1"
 Manifest = Mapping[str, Any]
 PerLinear = list[dict[str, Any]]  # per block, a value for each linear
 Candidates = dict[str, list[dict[str, Any]]]  # by step, in order: parameters by name, and the `score`

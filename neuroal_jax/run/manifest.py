@@ -9,17 +9,17 @@ from typing import Any
 
 import jax
 
-from neuroal_jax import __version__
 from neuroal_jax.allocation.problem import Decision
 from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.data.windows import Windows
 from neuroal_jax.machine.programs import Trace
 from neuroal_jax.masks.budget import EXACT
+from neuroal_jax.report.recorded import FORMAT
 from neuroal_jax.run.compute import PrunedModel
 from neuroal_jax.run.plan import Plan
 from neuroal_jax.run.settle import SettledRun
+from neuroal_jax.version import __version__
 
-FORMAT = "neuroal-manifest-1"
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "safetensors", "transformers", "datasets")
 
 

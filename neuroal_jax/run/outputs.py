@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from neuroal_jax import __version__
 from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.staging import staged
@@ -19,6 +18,7 @@ from neuroal_jax.masks.file import PackedMasks
 from neuroal_jax.report.page import REPORT, run_report
 from neuroal_jax.run.compute import PrunedModel
 from neuroal_jax.run.settle import SettledRun
+from neuroal_jax.version import __version__
 from neuroal_jax.walk.final import MoveUpdated
 
 log = logging.getLogger("neuroal_jax")

@@ -20,9 +20,9 @@ from neuroal_jax.machine.interrupts import background
 from neuroal_jax.machine.memory import LOWER, exhaustion_explained, freed_memory_kept, refuse_what_cannot_fit
 from neuroal_jax.masks.file import PackedMasks, save_masks
 from neuroal_jax.resume import state as resume
-from neuroal_jax.resume.identity import identify
 from neuroal_jax.run import console, outputs
 from neuroal_jax.run.compute import compute
+from neuroal_jax.run.identity import identify
 from neuroal_jax.run.manifest import describe_run
 from neuroal_jax.run.plan import Plan, plan_run, reads_text
 from neuroal_jax.run.progress import Clock

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
-from neuroal_jax import __version__
 from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.command.values import flag
 from neuroal_jax.data.windows import Windows
+from neuroal_jax.version import __version__
 
 
 def identify(
