@@ -9,7 +9,7 @@ Names are imported on first use: the command line's `--help` and the PyTorch sid
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from neuroal_jax.version import __version__
+from neuroal_jax.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from neuroal_jax.command.config import PruneConfig
