@@ -1,0 +1,74 @@
+"""Programs are kept by what they use, and lower for every kind of device."""
+
+from contextlib import nullcontext
+
+import jax
+import pytest
+
+import neuroal_jax
+from neuroal_jax.allocation import ALLOCATIONS
+from neuroal_jax.machine.programs import watched_traces
+from neuroal_jax.pruners import PRUNERS
+from neuroal_jax.refine import REFINEMENTS
+from tests.conftest import RUN
+
+KEPT = [name for name, pruner in PRUNERS.items() if not pruner.updates_weights]
+SEARCHES = [name for name, allocation in ALLOCATIONS.items() if allocation.searches]
+# Every pruner, allocation and refinement once.
+METHODS = [
+    *({"pruner": pruner, "allocation": SEARCHES[0]} for pruner in PRUNERS),
+    *({"pruner": KEPT[0], "allocation": allocation} for allocation in ALLOCATIONS if allocation != SEARCHES[0]),
+    *({"pruner": KEPT[0], "allocation": "uniform", "refine": refinement} for refinement in REFINEMENTS),
+]
+
+
+def run(model, tokens, out, **options):
+    config = {**RUN, "model": str(model), "calib": str(tokens), "eval": str(tokens), "out": str(out), **options}
+    return neuroal_jax.prune(neuroal_jax.PruneConfig(**config)).manifest["traces"]
+
+
+def test_another_pruner_has_its_own_programs_traced_and_no_others(make_llama, tokens, tmp_path):
+    model = make_llama(num_hidden_layers=2, vocab_size=97, intermediate_size=61)  # a shape that no other test has
+    assert run(model, tokens, tmp_path / "first", pruner="wanda", allocation="uniform")["run"] == 1
+    for pruner in ("magnitude", "multiflow"):
+        assert run(model, tokens, tmp_path / pruner, pruner=pruner, allocation="uniform") == {"prune": 1}
+
+
+def test_another_pruner_under_a_search_has_its_own_programs_traced_and_no_others(make_llama, tokens, tmp_path):
+    model = make_llama(num_hidden_layers=2, vocab_size=98, intermediate_size=63)
+    assert run(model, tokens, tmp_path / "first", pruner="wanda")["dense_runs"] == 1
+    own = dict.fromkeys(("compare", "compare_last", "align", "prune"), 1)
+    for pruner in ("magnitude", "multiflow"):
+        assert run(model, tokens, tmp_path / pruner, pruner=pruner) == own
+
+
+@pytest.fixture(scope="module")
+def traces(make_llama, tokens, tmp_path_factory):
+    """All programs of runs with every method, each with what it was traced for."""
+    model, root = make_llama(num_hidden_layers=2, vocab_size=99, intermediate_size=65), tmp_path_factory.mktemp("out")
+    with watched_traces() as traces, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("neuroal_jax.run.compute.watched_traces", lambda: nullcontext(traces))
+        for number, method in enumerate(METHODS):
+            run(model, tokens, root / str(number), **method)
+    return traces
+
+
+def test_the_traces_are_those_of_every_method(traces):
+    assert {method[kind] for method in METHODS for kind in method} == {*PRUNERS, *ALLOCATIONS, *REFINEMENTS}
+    programs = {"embed", "run", "add_statistics", "observe", "prune", "apply_masks", "window_losses"}
+    programs |= {"dense_run", "dense_runs", "compare", "compare_last", "align", "outlier_share", "spectrum"}
+    assert {trace.name for trace in traces} == programs
+    pruned = {trace.arguments[1] for trace in traces if trace.name == "prune"}
+    assert {method.pruner for method in pruned} == set(PRUNERS)
+    assert {method.refinement for method in pruned} == {"none", *REFINEMENTS}
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_every_program_lowers_for_accelerators(traces, platform):
+    problems = []
+    for trace in traces:
+        try:
+            jax.export.export(trace.compiled, platforms=(platform,))(*trace.arguments)
+        except Exception as error:
+            problems.append(f"{trace.name}: {' '.join(str(error).split())[:300]}")
+    assert problems == []
