@@ -9,6 +9,7 @@ Names are imported on first use: the command line's `--help` and the PyTorch sid
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from neuroal_jax.lazy import lazy_names
 from neuroal_jax.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -18,22 +19,23 @@ if TYPE_CHECKING:
     from neuroal_jax.masks import load_masks
     from neuroal_jax.run.pipeline import PruneResult, prune
 else:
-    _EXPORTS = {
-        "PruneConfig": "neuroal_jax.command.config",
-        "PruneResult": "neuroal_jax.run.pipeline",
-        "UserError": "neuroal_jax.errors",
-        "load_masks": "neuroal_jax.masks",
-        "keep_pruned": "neuroal_jax.finetune",
-        "mask_tree": "neuroal_jax.finetune",
-        "load_model": "neuroal_jax.finetune",
-    }
+    _lazy = lazy_names(
+        __name__,
+        {
+            "PruneConfig": "neuroal_jax.command.config",
+            "PruneResult": "neuroal_jax.run.pipeline",
+            "UserError": "neuroal_jax.errors",
+            "load_masks": "neuroal_jax.masks.file",
+            "keep_pruned": "neuroal_jax.finetune",
+            "mask_tree": "neuroal_jax.finetune",
+            "load_model": "neuroal_jax.finetune",
+        },
+    )
 
     def __getattr__(name: str) -> Any:
         if name == "prune":
             return import_module("neuroal_jax.prune")  # a module that can be called
-        if name in _EXPORTS:
-            return getattr(import_module(_EXPORTS[name]), name)
-        raise AttributeError(f"module 'neuroal_jax' has no attribute '{name}'")
+        return _lazy(name)
 
 
 __all__ = ["PruneConfig", "PruneResult", "UserError", "keep_pruned", "load_masks", "load_model", "mask_tree", "prune"]

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -191,7 +191,7 @@ def _dropout_factors(key: PRNGKeyArray) -> Float[Array, "layer b t d"]:
 
 
 def _dropout_logits(
-    model: CausalLM, tokens: Int[Array, "b t"], factors: Float[Array, "layer b t d"]
+    model: CausalLM, tokens: Integer[Array, "b t"], factors: Float[Array, "layer b t d"]
 ) -> Float[Array, "b t v"]:
     """The model's logits under dropout: its blocks have none of their own."""
     hidden = model.stem(tokens) * factors[0]
@@ -201,7 +201,7 @@ def _dropout_logits(
     return model.head(hidden)
 
 
-def _loss(logits: Float[Array, "b t v"], tokens: Int[Array, "b t"]) -> Float[Array, ""]:
+def _loss(logits: Float[Array, "b t v"], tokens: Integer[Array, "b t"]) -> Float[Array, ""]:
     """Mean next-token loss, in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import unflatten_dict
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from neuroal_jax.models.family import Family
 
@@ -27,7 +27,7 @@ class CausalLM(nnx.Module):
         if config.tie_word_embeddings:
             self.head.embedding = self.stem.embedding
 
-    def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t v"]:
+    def __call__(self, tokens: Integer[Array, "b t"]) -> Float[Array, "b t v"]:
         """Logits of every position."""
         hidden = self.stem(tokens)
         for block in self.blocks:

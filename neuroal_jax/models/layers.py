@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -77,7 +77,7 @@ class Embedding(nnx.Module):
         self.embedding = embedding(vocab, size, rngs)
         self.scale = scale
 
-    def __call__(self, tokens: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:
+    def __call__(self, tokens: Integer[Array, "*b t"]) -> Float[Array, "*b t d"]:
         """Looks up one vector per token."""
         vectors = self.embedding[...][tokens]
         return vectors if self.scale == 1.0 else vectors * jnp.asarray(self.scale, vectors.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.models import hf_config, layers
@@ -97,7 +97,7 @@ class OPTStem(nnx.Module):
         if config.projected:
             self.project_in = layers.linear(config.word_embed_proj_dim, config.hidden_size, bias=False, rngs=rngs)
 
-    def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    def __call__(self, tokens: Integer[Array, "b t"]) -> Float[Array, "b t d"]:
         """Tokens to hidden states."""
         hidden = self.embedding[...][tokens]
         if hasattr(self, "project_in"):

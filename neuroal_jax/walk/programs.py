@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
 from neuroal_jax.machine.programs import program
 from neuroal_jax.models.family import LinearSpec
@@ -56,7 +56,7 @@ def _forward(
 
 
 @program(static=1)
-def embed(graph: nnx.GraphDef, params: dict[str, Array], tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+def embed(graph: nnx.GraphDef, params: dict[str, Array], tokens: Integer[Array, "b t"]) -> Float[Array, "b t d"]:
     """Tokens to the first block's input."""
     return module_from(graph, params)(tokens)
 
@@ -302,7 +302,7 @@ def align(
 
 @program(static=1)
 def window_losses(
-    graph: nnx.GraphDef, params: dict[str, Array], hidden: Float[Array, "b t d"], tokens: Int[Array, "b t"]
+    graph: nnx.GraphDef, params: dict[str, Array], hidden: Float[Array, "b t d"], tokens: Integer[Array, "b t"]
 ) -> Float[Array, "b"]:
     """Mean next-token loss of each window, in nats; logits exist for one window at a time."""
     head = module_from(graph, params)

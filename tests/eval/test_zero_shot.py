@@ -387,7 +387,7 @@ def test_two_files_of_a_task_are_refused(model, folder, no_model, tmp_path, caps
 
 def test_masks_of_sparsegpt_and_of_other_weights_are_refused(model, make_llama, masks, folder, no_model, tmp_path):
     updated = make_masks(model, tmp_path / "updated.safetensors", {"weights": "updated"})
-    with pytest.raises(UserError, match="SparseGPT changed the kept weights too: use the model that the run saved"):
+    with pytest.raises(UserError, match="its pruner changed the kept weights too: use the model that the run saved"):
         evaluate(str(model), task_data=folder, masks=updated)
     with pytest.raises(UserError, match="has other weights than the masks were computed from"):
         evaluate(str(make_llama(vocab_size=258, seed=9)), task_data=folder, masks=masks)
