@@ -1,6 +1,7 @@
 """The wheel: all of the package and nothing else; installed, without the checkout, it runs every program."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,8 +18,12 @@ SCRIPTS = PROJECT["project"]["scripts"]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(ROOT)]
+    folder, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
+    for name in ("neuroal_jax", "convert", "eval"):  # without what an earlier build left in the checkout
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(source)]
     subprocess.run(command, check=True)
     (path,) = folder.glob("*.whl")
     return path
