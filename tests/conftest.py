@@ -40,6 +40,12 @@ def pytest_xdist_make_scheduler(config, log):
     return ByRoomAndModel(config, log)
 
 
+def pytest_collection_modifyitems(items):
+    """The rooms that take longest come first, so that no process is left alone with one of them in the end."""
+    long = ("walk", "run", "models", "resume")
+    items.sort(key=lambda item: item.path.parent.name not in long)
+
+
 LLAMA = {
     "vocab_size": 96,
     "hidden_size": 32,
