@@ -119,8 +119,10 @@ class Method:
 def make_method(pruner: str, refinement: str = NONE, options: Mapping[str, Any] | None = None) -> Method:
     """A method of registered parts, with the values of a run's `options` by name, or else with the defaults."""
     reference = bool(options and options["budget"] == "reference")
-    entry = PRUNERS[pruner]
-    settings = PRUNERS.settings(pruner, options, reference=reference)
+    entry, code = PRUNERS[pruner], PRUNERS.module(pruner)
+    # Scores are the same under both budgets, and so are the programs, unless sequences count otherwise in the search.
+    differs = hasattr(code, "prune") or hasattr(code, "reference_weights")
+    settings = PRUNERS.settings(pruner, options, reference=reference and differs)
     pattern = make_pattern(entry.pattern, settings[entry.pattern_size] if entry.pattern_size else None)
     if refinement == NONE:
         return Method(pruner, settings, pattern)

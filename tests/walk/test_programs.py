@@ -10,6 +10,7 @@ from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.machine.programs import watched_traces
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine import REFINEMENTS
+from neuroal_jax.walk.method import make_method
 from tests.conftest import RUN
 
 KEPT = [name for name, pruner in PRUNERS.items() if not pruner.updates_weights]
@@ -39,6 +40,15 @@ def test_another_pruner_under_a_search_has_its_own_programs_traced_and_no_others
     assert run(model, tokens, tmp_path / "first", pruner="wanda")["dense_runs"] == 1
     own = dict.fromkeys(("compare", "compare_last", "align", "prune"), 1)
     assert run(model, tokens, tmp_path / "second", pruner="multiflow") == own
+
+
+def test_programs_of_both_budgets_are_the_same_where_the_released_code_computes_the_same():
+    reference = {"budget": "reference"}
+    for pruner in ("magnitude", "wanda", "multiflow"):
+        assert make_method(pruner, options=reference) == make_method(pruner)
+    assert make_method("sparsegpt", options=reference) != make_method("sparsegpt")
+    assert make_method("wanda", "dsnot", reference) != make_method("wanda", "dsnot")
+    assert make_method("wanda", "dsnot", reference).unrefined == make_method("wanda")
 
 
 @pytest.fixture(scope="module")
