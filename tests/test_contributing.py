@@ -20,7 +20,6 @@ EXAMPLES = re.findall(r'```python title="([^"]+)"\n(.*?)```', (ROOT / "CONTRIBUT
 # One run of each addition: what is asked for, and what its manifest must say.
 RUNS = {
     "pruner": {"pruner": "ria", "allocation": "uniform"},
-    "pruner under NeuroAL": {"pruner": "ria"},
     "updating pruner": {"pruner": "rescaled", "rescaled_share": "0.5", "allocation": "owl"},
     "allocation": {"allocation": "flow", "flow_lambda": "0.1"},
     "refinement": {"pruner": "magnitude", "refine": "rerank", "allocation": "uniform"},

@@ -16,7 +16,7 @@ from neuroal_jax.masks import check_pruned, load_masks, read_masks
 from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Blocks
 from neuroal_jax.walk.perplexity import perplexity
-from tests.conftest import RUN
+from tests.conftest import RUN, untraced
 
 
 def run(model, tokens, out, **options):
@@ -181,12 +181,12 @@ def test_an_allocation_file_moves_to_another_sparsity(llama, tokens, tmp_path, f
     ],
 )
 def test_each_walk_function_is_traced_once(make_llama, tokens, tmp_path, blocks, lambdas):
-    width = 100 + 10 * blocks + lambdas.count(",")  # programs are kept by shape: one that no other test has
-    model = make_llama(num_hidden_layers=blocks, vocab_size=width, intermediate_size=width)
+    model = make_llama(num_hidden_layers=blocks, **untraced(100 + 10 * blocks + lambdas.count(",")))
     result = run(model, tokens, tmp_path / "out", block_lambdas=lambdas, row_lambdas=lambdas, candidate_batch=2)
-    walks = {"embed", "run", "add_statistics", "prune", "apply_masks", "window_losses"}
+    walks = {"embed", "run", "add_statistics", "prune", "window_losses"}
     walks |= {"dense_run", "dense_runs", "compare", "compare_last", "align"}
-    traces = result.manifest["traces"]
+    traces = dict(result.manifest["traces"])
+    assert traces.pop("apply_masks", 1) == 1  # depends on the weights' shapes alone: an earlier test's may serve
     assert set(traces) == walks
     # The stem sees two shapes, the search's batch and the walk's; everything that walks the blocks sees one.
     assert {name: traces[name] for name in walks - {"embed"}} == dict.fromkeys(walks - {"embed"}, 1)
