@@ -382,7 +382,7 @@ def test_a_hessian_that_needs_more_damping_is_recorded_and_told(make_llama, toke
 def test_masks_of_sparsegpt_cannot_be_applied_to_the_dense_model(sparsegpt, llama, tmp_path):
     from convert.masks_to_torch import save_pruned
 
-    with pytest.raises(neuroal_jax.UserError, match="SparseGPT changed the kept weights too"):
+    with pytest.raises(neuroal_jax.UserError, match="its pruner changed the kept weights too"):
         save_pruned(str(llama), sparsegpt[1] / "masks.safetensors", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
