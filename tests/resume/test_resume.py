@@ -233,6 +233,13 @@ def flip(state):
         path.write_bytes(content)
 
 
+def flip_a_number(state):
+    (path,) = state.glob("*.hidden")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0xFF  # of the last array: the file itself is whole
+    path.write_bytes(content)
+
+
 def remove_an_output(state):
     sorted(state.glob("*.outputs"))[0].unlink()
 
@@ -250,7 +257,16 @@ def add_what_a_kill_leaves(state):
 
 @pytest.mark.parametrize(
     "damage",
-    [damage_identity, remove_identity, truncate, flip, remove_an_output, exchange_outputs, add_what_a_kill_leaves],
+    [
+        damage_identity,
+        remove_identity,
+        truncate,
+        flip,
+        flip_a_number,
+        remove_an_output,
+        exchange_outputs,
+        add_what_a_kill_leaves,
+    ],
 )
 def test_a_damaged_state_costs_no_more_than_time(model, tokens, interrupted, reference, tmp_path, damage, caplog):
     out, options = interrupted
