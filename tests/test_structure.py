@@ -90,13 +90,15 @@ def test_prune_is_a_module_and_a_function():
 
 def test_methods_and_families_are_one_file_and_one_registry_line():
     from neuroal_jax.allocation import ALLOCATIONS
+    from neuroal_jax.data.texts import TEXTS
     from neuroal_jax.masks.patterns import PATTERNS
     from neuroal_jax.models import FAMILIES
     from neuroal_jax.pruners import PRUNERS
     from neuroal_jax.refine import REFINEMENTS
     from neuroal_jax.search.objective import OBJECTIVES
 
-    for folder, registry in {"pruners": PRUNERS, "refine": REFINEMENTS, "masks/patterns": PATTERNS}.items():
+    folders = {"pruners": PRUNERS, "refine": REFINEMENTS, "masks/patterns": PATTERNS, "data/texts": TEXTS}
+    for folder, registry in folders.items():
         assert {path.stem for path in (ROOT / "neuroal_jax" / folder).glob("*.py")} == {"__init__", *registry}
     for registry in (PRUNERS, REFINEMENTS, PATTERNS, ALLOCATIONS, OBJECTIVES):
         for name in registry:
