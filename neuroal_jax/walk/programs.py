@@ -201,44 +201,16 @@ def dense_runs(
     return _of_each(lambda hidden: _dense_run(spec, needs, weights, hidden), hidden)
 
 
-class Comparison(NamedTuple):
-    """What one block says about one candidate.
+class Candidates(NamedTuple):
+    """A block pruned as each candidate says, `[candidate, ...]`.
 
     Attributes:
-        hidden: The next block's input; None where no one reads it.
-        scores: The objective of each linear.
-        differences: `D - S` of each input.
+        kept: The pruned linears, in the compute dtype.
         damping: As in `PrunedBlock`.
     """
 
-    hidden: Float[Array, "*candidate b t d"] | None
-    scores: Float[Array, "*candidate linear"]
-    differences: dict[str, Float[Array, "in"]]
-    damping: dict[str, Int[Array, "*candidate"]]
-
-
-def _compare(
-    spec: BlockSpec,
-    method: Method,
-    objective: Objective,
-    weights: Weights,
-    hidden: Float[Array, "b t d"],
-    statistics: StatisticsOfInputs,
-    quotas: Quotas,
-) -> Comparison:
-    """Prunes as one candidate says, runs the pruned block and compares its inputs with the dense ones."""
-    counted = method.sequence_weights(hidden.shape[0])
-
-    def pattern(statistics: StatisticsOfInputs) -> dict[str, Float[Array, "in"]]:
-        return {name: norms(of_input["squares"] * counted[:, None]) for name, of_input in statistics.items()}
-
-    dense = pattern(statistics)
-    block = _prune(spec, method, weights, statistics, quotas)
-    kept = {name: weight.astype(hidden.dtype) for name, weight in block.weights.linears.items()}
-    hidden, inputs = _forward(spec, Weights(kept, weights.rest), hidden)
-    pruned = pattern({name: measure(x, ("squares",)) for name, x in inputs.items()})
-    scores = jnp.stack([objective(dense[linear.reads], pruned[linear.reads]) for linear in spec.linears])
-    return Comparison(hidden, scores, {name: dense[name] - pruned[name] for name in dense}, block.damping)
+    kept: dict[str, Float[Array, "candidate out in"]]
+    damping: dict[str, Int[Array, "candidate"]]
 
 
 def _of_each(function: Callable[..., Any], *of_candidates: Any) -> Any:
@@ -249,55 +221,94 @@ def _of_each(function: Callable[..., Any], *of_candidates: Any) -> Any:
     return jax.tree.map(lambda x: x[None], function(*alone))
 
 
-@program(static=3, donate="hidden")
+@program(static=2)
+def prune_candidates(
+    spec: BlockSpec, method: Method, weights: Weights, statistics: StatisticsOfInputs, quotas: Quotas
+) -> Candidates:
+    """Prunes a block as each candidate says, `statistics` and `quotas` being theirs; no refinement."""
+
+    def of_candidate(statistics: StatisticsOfInputs, quotas: Quotas) -> Candidates:
+        block = _prune(spec, method, weights, statistics, quotas)
+        kept = {name: weight.astype(weights.linears[name].dtype) for name, weight in block.weights.linears.items()}
+        return Candidates(kept, block.damping)
+
+    return _of_each(of_candidate, statistics, quotas)
+
+
+class Comparison(NamedTuple):
+    """What one block says about each candidate.
+
+    Attributes:
+        hidden: The next block's input; None where no one reads it.
+        scores: The objective of each linear.
+        differences: `D - S` of each input.
+    """
+
+    hidden: Float[Array, "candidate b t d"] | None
+    scores: Float[Array, "candidate linear"]
+    differences: dict[str, Float[Array, "candidate in"]]
+
+
+def _compare(
+    spec: BlockSpec,
+    objective: Objective,
+    rest: dict[str, Array],
+    kept: dict[str, Float[Array, "c out in"]],
+    hidden: Float[Array, "c b t d"],
+    statistics: StatisticsOfInputs,
+    counted: Float[Array, "b"],
+) -> Comparison:
+    """Runs the block as each candidate pruned it and compares its inputs with the dense ones."""
+
+    def pattern(statistics: StatisticsOfInputs) -> dict[str, Array]:
+        return {name: norms(of_input["squares"] * counted[:, None]) for name, of_input in statistics.items()}
+
+    def of_candidate(kept: dict[str, Array], hidden: Array, statistics: StatisticsOfInputs) -> Comparison:
+        dense = pattern(statistics)
+        hidden, inputs = _forward(spec, Weights(kept, rest), hidden)
+        pruned = pattern({name: measure(x, ("squares",)) for name, x in inputs.items()})
+        scores = jnp.stack([objective(dense[linear.reads], pruned[linear.reads]) for linear in spec.linears])
+        return Comparison(hidden, scores, {name: dense[name] - pruned[name] for name in dense})
+
+    return _of_each(of_candidate, kept, hidden, statistics)
+
+
+@program(static=2, donate="hidden")
 def compare(
     spec: BlockSpec,
-    method: Method,
     objective: Objective,
-    weights: Weights,
+    rest: dict[str, Array],
+    kept: dict[str, Float[Array, "c out in"]],
     hidden: Float[Array, "c b t d"],
     statistics: StatisticsOfInputs,
-    quotas: Quotas,
+    counted: Float[Array, "b"],
 ) -> Comparison:
-    """All candidates at once; `differences` are left out."""
+    """Compares all candidates at once.
 
-    def of_candidate(hidden: Array, statistics: StatisticsOfInputs, quotas: Quotas) -> Comparison:
-        return _compare(spec, method, objective, weights, hidden, statistics, quotas)._replace(differences={})
+    Args:
+        spec: The block.
+        objective: Of an input's norms in the dense and in the pruned run.
+        rest: The parameters of the block that are not pruned.
+        kept: The pruned linears.
+        hidden: The block's input.
+        statistics: Of the inputs in the dense run.
+        counted: By what each sequence counts in the norms.
+    """
+    return _compare(spec, objective, rest, kept, hidden, statistics, counted)
 
-    return _of_each(of_candidate, hidden, statistics, quotas)
 
-
-@program(static=3)
+@program(static=2)
 def compare_last(
     spec: BlockSpec,
-    method: Method,
     objective: Objective,
-    weights: Weights,
+    rest: dict[str, Array],
+    kept: dict[str, Float[Array, "c out in"]],
     hidden: Float[Array, "c b t d"],
     statistics: StatisticsOfInputs,
-    quotas: Quotas,
+    counted: Float[Array, "b"],
 ) -> Comparison:
     """`compare` in the last block, whose output no one reads: XLA drops what it takes."""
-
-    def of_candidate(hidden: Array, statistics: StatisticsOfInputs, quotas: Quotas) -> Comparison:
-        found = _compare(spec, method, objective, weights, hidden, statistics, quotas)
-        return found._replace(hidden=None, differences={})
-
-    return _of_each(of_candidate, hidden, statistics, quotas)
-
-
-@program(static=3, donate="hidden")
-def align(
-    spec: BlockSpec,
-    method: Method,
-    objective: Objective,
-    weights: Weights,
-    hidden: Float[Array, "b t d"],
-    statistics: StatisticsOfInputs,
-    quotas: Quotas,
-) -> Comparison:
-    """One candidate, with the differences that the row step needs."""
-    return _compare(spec, method, objective, weights, hidden, statistics, quotas)
+    return _compare(spec, objective, rest, kept, hidden, statistics, counted)._replace(hidden=None)
 
 
 @program(static=1)

@@ -43,6 +43,7 @@ def score(
     """
     spec, method, needs = blocks.spec, method.unrefined, dense_needs(method)
     groups = [list(candidates[start : start + batch]) for start in range(0, len(candidates), batch)]
+    counted = method.sequence_weights(len(windows))
     steps = blocks.begin("search", lambda done: advance(done * len(candidates)))
     hidden = steps.hidden(lambda: [repeated(blocks.embed([windows])[0], batch) for _ in groups])
     scores = np.zeros((len(groups), batch, blocks.last + 1, len(spec.linears)))
@@ -55,10 +56,12 @@ def score(
             padded = group + [group[-1]] * (batch - len(group))
             quotas = jax.tree.map(lambda *leaves: np.stack(leaves), *(candidate[block] for candidate in padded))
             statistics = shared or programs.dense_runs(spec, needs, weights, hidden[index])
+            pruned = programs.prune_candidates(spec, method, weights, statistics, quotas)
+            blocks.check_damping(block, pruned.damping)
             compare = programs.compare_last if block == blocks.last else programs.compare
-            compared = compare(spec, method, objective, weights, hidden[index], statistics, quotas)
+            squares = _squares(statistics)
+            compared = compare(spec, objective, weights.rest, pruned.kept, hidden[index], squares, counted)
             hidden[index] = compared.hidden
-            blocks.check_damping(block, compared.damping)
             scores[index, :, block] = compared.scores
             blocks.check_finite(block, scores[index, :, block].sum(axis=0))
             advance(len(group))
@@ -76,21 +79,30 @@ def align(
 ) -> tuple[np.ndarray, Differences]:
     """One candidate's objective `[block, linear]` and, per block, the `D - S` of every input (fp32)."""
     spec, method, needs = blocks.spec, method.unrefined, dense_needs(method)
+    counted = method.sequence_weights(len(windows))
+    one_candidate = jax.tree.map(lambda leaf: np.asarray(leaf)[None], counts)
     steps = blocks.begin("alignment", advance)
-    hidden = steps.hidden(lambda: blocks.embed([windows]))
+    hidden = steps.hidden(lambda: repeated(blocks.embed([windows]), 1))
     scores = [output["scores"] for output in steps.outputs]
     differences = [output["differences"] for output in steps.outputs]
     for block, weights in blocks.read(steps.first):
-        statistics = programs.dense_run(spec, needs, weights, hidden[0])
-        compared = programs.align(spec, method, objective, weights, hidden[0], statistics, counts[block])
-        blocks.check_damping(block, compared.damping)
+        statistics = repeated(programs.dense_run(spec, needs, weights, hidden[0][0]), 1)
+        pruned = programs.prune_candidates(spec, method, weights, statistics, one_candidate[block])
+        blocks.check_damping(block, pruned.damping)
+        squares = _squares(statistics)
+        compared = programs.compare(spec, objective, weights.rest, pruned.kept, hidden[0], squares, counted)
         hidden = [compared.hidden]
-        scores.append(np.asarray(compared.scores, dtype=np.float64))
+        scores.append(np.asarray(compared.scores[0], dtype=np.float64))
         blocks.check_finite(block, scores[-1])
-        differences.append({name: np.asarray(value) for name, value in compared.differences.items()})
+        differences.append({name: np.asarray(value[0]) for name, value in compared.differences.items()})
         steps.record(block, hidden, {"scores": scores[-1], "differences": differences[-1]})
         advance(1)
     return np.stack(scores), differences
+
+
+def _squares(statistics: programs.StatisticsOfInputs) -> programs.StatisticsOfInputs:
+    """Of all statistics, what candidates are compared by."""
+    return {name: {"squares": of_input["squares"]} for name, of_input in statistics.items()}
 
 
 def candidates_together(sizes: Sequence[int], limit: int) -> int:

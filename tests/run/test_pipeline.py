@@ -184,7 +184,7 @@ def test_each_walk_function_is_traced_once(make_llama, tokens, tmp_path, blocks,
     model = make_llama(num_hidden_layers=blocks, **untraced(100 + 10 * blocks + lambdas.count(",")))
     result = run(model, tokens, tmp_path / "out", block_lambdas=lambdas, row_lambdas=lambdas, candidate_batch=2)
     walks = {"embed", "run", "add_statistics", "prune", "window_losses"}
-    walks |= {"dense_run", "dense_runs", "compare", "compare_last", "align"}
+    walks |= {"dense_run", "dense_runs", "prune_candidates", "compare", "compare_last"}
     traces = dict(result.manifest["traces"])
     assert traces.pop("apply_masks", 1) == 1  # depends on the weights' shapes alone: an earlier test's may serve
     assert set(traces) == walks

@@ -22,7 +22,7 @@ TRACES = {
     "sparsegpt": {"embed": 1, "add_statistics": 1, "prune": 1, "run": 1},
     "multiflow": {
         **{"embed": 1, "run": 1, "window_losses": 1, "dense_run": 1, "dense_runs": 1, "compare": 1, "compare_last": 1},
-        **{"add_statistics": 1, "prune": 1, "apply_masks": 1},
+        **{"prune_candidates": 1, "add_statistics": 1, "prune": 1, "apply_masks": 1},
     },
 }
 

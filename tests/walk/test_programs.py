@@ -40,7 +40,7 @@ def test_another_pruner_has_its_own_programs_traced_and_no_others(make_llama, to
 def test_another_pruner_under_a_search_has_its_own_programs_traced_and_no_others(make_llama, tokens, tmp_path):
     model = make_llama(**untraced(98))
     assert run(model, tokens, tmp_path / "first", pruner="wanda")["dense_runs"] == 1
-    own = dict.fromkeys(("compare", "compare_last", "align", "prune"), 1)
+    own = {"prune_candidates": 1, "prune": 1}
     assert run(model, tokens, tmp_path / "second", pruner="multiflow") == own
 
 
@@ -69,7 +69,7 @@ def traces(make_llama, tokens, tmp_path_factory):
 def test_the_traces_are_those_of_every_method(traces):
     assert {method[kind] for method in METHODS for kind in method} == {*PRUNERS, *ALLOCATIONS, *REFINEMENTS}
     programs = {"embed", "run", "add_statistics", "observe", "prune", "apply_masks", "window_losses"}
-    programs |= {"dense_run", "dense_runs", "compare", "compare_last", "align", "outlier_share", "spectrum"}
+    programs |= {"dense_run", "dense_runs", "prune_candidates", "compare", "compare_last", "outlier_share", "spectrum"}
     assert {trace.name for trace in traces} == programs
     pruned = {trace.arguments[1] for trace in traces if trace.name == "prune"}
     assert {method.pruner for method in pruned} == set(PRUNERS)
