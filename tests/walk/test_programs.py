@@ -8,6 +8,8 @@ import pytest
 
 import neuroal_jax
 from neuroal_jax.allocation import ALLOCATIONS
+from neuroal_jax.allocation.alpha import spectrum
+from neuroal_jax.allocation.owl import outlier_share
 from neuroal_jax.machine.programs import watched_traces
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine import REFINEMENTS
@@ -61,8 +63,11 @@ def traces(make_llama, tokens, tmp_path_factory):
         patch.setattr("neuroal_jax.run.compute.watched_traces", lambda: nullcontext(traces))
         for number, method in enumerate(METHODS):
             run(model, tokens, root / str(number), **method)
-        # It depends on the weights' shapes alone, which other tests have too.
-        apply_masks(Weights({"linear": np.ones((3, 11), np.float32)}, {}), {"linear": np.ones((3, 2), np.uint8)})
+        # These depend on the weights' shapes alone, which other tests have too.
+        weight = np.ones((3, 11), np.float32)
+        apply_masks(Weights({"linear": weight}, {}), {"linear": np.ones((3, 2), np.uint8)})
+        outlier_share([weight], [weight], 5.0)
+        spectrum(weight)
     return traces
 
 
