@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neuroal_jax.checkpoint.hugging_face import load_torch_model
 from neuroal_jax.checkpoint.locate import locate
 from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.checkpoint.saving import copy_edited, copy_side_files
@@ -111,13 +112,9 @@ def verify(model: str, masks_path: Path, *, load: bool = True) -> None:
     check_pruned(masks, SafetensorsSource(path), model)
     if not load:
         return
-    from transformers import AutoModelForCausalLM
-
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises many kinds
+        loaded = load_torch_model(path, dtype="auto")
+    except ValueError as error:
         raise UserError(f"transformers cannot load {model} ({str(error)[:200]}): pass --files-only") from error
     problems = []
     for name, weight in _weights_of(loaded, masks).items():
