@@ -4,7 +4,11 @@ python -m convert.masks_to_torch apply --model DIR --masks FILE --out DIR
 python -m convert.masks_to_torch verify --model PRUNED --masks FILE
 """
 
-import sys
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,7 +152,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{options.model}: its zeros are exactly the masks")
 
     return run_program(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

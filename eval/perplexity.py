@@ -3,8 +3,12 @@
 python -m eval.perplexity --model DIR [--masks FILE] [--text wikitext2,c4,ptb] [--backend torch] [--out FILE]
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -179,7 +183,3 @@ def positive(text: str) -> int:
     if number < 1:
         raise ValueError
     return number
-
-
-if __name__ == "__main__":
-    sys.exit(main())

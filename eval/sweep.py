@@ -9,6 +9,11 @@ model, and every dense one once. DIR holds the runs, their logs, `table.csv`, `t
 and a table to sort.
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 import subprocess
 import sys
 import time
@@ -219,7 +224,3 @@ def execute(run: Run, out: Path, start: Start) -> dict[str, Any]:
     error = start(["neuroal_jax.prune", "--config", str(config)], log)
     row = finished(out, run)  # whatever the exit code: another sweep may have been quicker
     return describe(run, None, error) if row is None else row
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from neuroal_jax.errors import UserError
+from neuroal_jax.machine.interrupts import held
 from neuroal_jax.machine.memory import is_exhausted
 
 
@@ -46,7 +47,8 @@ def staged(target: Path, *, overwrite: bool, marker: str, flag: str, stale: str 
         raise UserError(f"{flag} {target} cannot be written ({error.strerror}): choose another directory") from error
     try:
         yield staging
-        _publish(staging, target, marker, stale if replacing else None)
+        with held(f"{target} was written before"):
+            _publish(staging, target, marker, stale if replacing else None)
     except BrokenPipeError:  # of stdout
         raise
     except (OSError, SafetensorError) as error:  # a full disk, a directory in the way, a target that vanished

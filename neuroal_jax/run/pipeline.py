@@ -16,7 +16,7 @@ from neuroal_jax.command.config import AUTO, PruneConfig
 from neuroal_jax.data import Windows, check_sources, read_evaluations, reader_for
 from neuroal_jax.files.writing import write_json
 from neuroal_jax.machine.compilation import use_cache
-from neuroal_jax.machine.interrupts import background
+from neuroal_jax.machine.interrupts import background, held
 from neuroal_jax.machine.memory import LOWER, exhaustion_explained, freed_memory_kept, refuse_what_cannot_fit
 from neuroal_jax.masks.file import PackedMasks, save_masks
 from neuroal_jax.resume import state as resume
@@ -73,7 +73,7 @@ def _prune(config: PruneConfig) -> PruneResult:
         console.print_plan(plan, settled.checkpoint, config.model, settled.budget)
         return PruneResult(None, plan, {})
     checkpoint, target = settled.checkpoint, Path(config.out or "")
-    with ExitStack() as stack, background() as thread:
+    with ExitStack() as late, ExitStack() as stack, background() as thread:
         out, saved = outputs.stage_results(settled.config, stack)
         with clock("read"):
             calibration, evaluations = _read_data(settled)
@@ -99,6 +99,7 @@ def _prune(config: PruneConfig) -> PruneResult:
         write_json(out / outputs.MANIFEST, manifest)
         outputs.write_report(out, manifest, allocation)
         checkpoint.check_unchanged()
+        late.enter_context(held(f"{target} was written before"))  # all outputs appear, or none
     state.remove()
     console.print_result(manifest, target, config.model_directory)
     return PruneResult(target, plan, manifest, masks, pruned.allocation)
