@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import sources
 from neuroal_jax.data.texts import PAPER_TEXTS, TEXTS
 from neuroal_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = "neuroal-perplexity-1"
 Perplexity = Callable[[np.ndarray], float]  # of windows: token ids [n, seqlen]
@@ -66,7 +69,6 @@ def in_jax(model: str, dtype: str, masks: Path | None) -> Perplexity:
 def in_torch(model: str, dtype: str, masks: Path | None) -> Perplexity:
     """Loads a model once, to measure several texts, on a GPU if PyTorch sees one."""
     import torch
-    from torch.nn.functional import cross_entropy
 
     from neuroal_jax.walk.blocks import batch_size
 
@@ -79,14 +81,24 @@ def in_torch(model: str, dtype: str, masks: Path | None) -> Perplexity:
         with torch.no_grad():
             for ids in torch.from_numpy(windows.astype(np.int64)).split(batch):
                 ids = ids.to(loaded.device)
-                logits = loaded(ids).logits[:, :-1].float()
-                losses.append(cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(dim=1).cpu())
-        loss = torch.cat(losses).double().mean().item()
+                losses.append(next_token_losses(loaded(ids).logits, ids).double().mean(dim=1).cpu())
+        loss = torch.cat(losses).mean().item()
         if not np.isfinite(loss):
             raise UserError(f"the loss of {model} is {loss} in {dtype}: try --dtype float32, or another checkpoint")
         return float(np.exp(loss))
 
     return perplexity
+
+
+def next_token_losses(logits: "torch.Tensor", ids: "torch.Tensor") -> "torch.Tensor":
+    """The loss of every token but the first, in nats: logits `[n, t, vocabulary]`, ids `[n, t]`, losses `[n, t - 1]`.
+
+    Sums over the vocabulary along contiguous memory: over any other axis PyTorch adds up number after number in fp32,
+    which is wrong in the fourth decimal for large vocabularies, and its `log_softmax` loses a digit as well.
+    """
+    logits = logits.float().contiguous()
+    chosen = logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return logits.logsumexp(-1)[:, :-1] - chosen
 
 
 def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
