@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from neuroal_jax.checkpoint.safetensors import INDEX, SINGLE, SafetensorsSource, read_header
 from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorSource
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.reading import open_plain
 
 DIGESTS = "params_sha256.json"  # of an Orbax checkpoint's files, which have no checksums of their own
 _NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".py"}
@@ -50,7 +51,7 @@ def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str
 def copy_file(source: Path, target: Path) -> None:
     """Copies a file; raises UserError if it cannot be read, OSError if it cannot be written."""
     try:
-        content = source.open("rb")
+        content = open_plain(source)
     except OSError as error:
         raise UserError(f"{source} cannot be read ({error.strerror})") from error
     with content, target.open("wb") as new:

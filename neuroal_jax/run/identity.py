@@ -24,7 +24,7 @@ def identify(
 ) -> dict[str, Any]:
     """All that a run's result depends on, by names for people: options, model, token ids, software, device."""
     options = {flag(name): value for name, value in config.material().items()}
-    files = (path for path in checkpoint.path.rglob("*") if path.suffix in (".safetensors", ".json"))
+    files = (path for path in checkpoint.path.rglob("*") if path.suffix in (".safetensors", ".json") and path.is_file())
     if not list(checkpoint.path.glob("*.safetensors")):  # Orbax
         files = (path for path in (checkpoint.path / "params").rglob("*") if path.is_file())
     states = {str(path.relative_to(checkpoint.path)): path.stat() for path in files}
