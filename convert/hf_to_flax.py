@@ -48,6 +48,8 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
     from neuroal_jax.finetune import flax_params
 
     refuse_same_directory({"--model": model, "--out": str(out)})
+    if str(out.absolute()).encode(errors="replace").decode() != str(out.absolute()):
+        raise UserError(f"--out {out}: Orbax takes no path with bytes that are no UTF-8: choose another")
     checkpoint = open_checkpoint(model)
     with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale=PARAMS) as staging:
         arrays = {path: np.ascontiguousarray(array) for path, array in flax_params(checkpoint).items()}

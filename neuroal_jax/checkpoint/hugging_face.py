@@ -72,7 +72,8 @@ def _loaded(path: Path, load: Callable[[Path], T]) -> T:
 def _seen(path: Path) -> Iterator[Path]:
     """A directory of links to a checkpoint's plain files, with a config.json that names no code."""
     with tempfile.TemporaryDirectory(prefix="neuroal-") as place:
-        seen = Path(place) / path.absolute().name
+        # By the model's name, which tells transformers some; its parsers take no bytes that are no text.
+        seen = Path(place) / path.absolute().name.encode(errors="replace").decode()
         seen.mkdir()
         for file in path.iterdir():
             hidden = file.name in (_CONFIG, _TOKENIZER_CONFIG) or file.name.startswith("adapter_")

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ def as_process(module: str) -> NoReturn:
     _mend_streams()
     atexit.register(_ignore_signals)  # first, so that it is last: Python then gives signals their defaults back
     threading.excepthook = _report_thread
+    warnings.showwarning = _warn  # type: ignore[assignment]
     sys.unraisablehook = lambda lost: None  # what a destructor raises, when all that matters was said
     code = INTERRUPTED
     try:
@@ -44,6 +46,7 @@ def _run(module: str) -> int:
     codes: list[int] = []
 
     def work() -> None:
+        _check_directory()
         refuse_small_address_space()
         codes.append(import_module(module).main())
 
@@ -51,6 +54,14 @@ def _run(module: str) -> int:
         return run_program(work) or codes[0]
     except SystemExit as end:  # of --help
         return run_program(lambda: None) if end.code in (None, 0) else 1
+
+
+def _check_directory() -> None:
+    """Raises UserError if the current directory, from which relative paths start, is not there any more."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current directory cannot be used ({error.strerror}): change to another one") from error
 
 
 def _end(code: int) -> NoReturn:
@@ -70,6 +81,10 @@ def _ignore_signals() -> None:
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:
     print(f"a thread ended: {UserError(f'{failed.exc_type.__name__}: {failed.exc_value}')}", file=sys.stderr)
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    print(f"warning: {UserError(str(message))}", file=sys.stderr)
 
 
 def _mend_streams() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ def use_cache(directory: Path) -> None:
     """Makes JAX keep compiled programs in a directory; says so and goes on without where it cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
     except OSError as error:
         log.info("compiled programs are not kept: %s cannot be written (%s)", directory, error.strerror)
         return

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +100,10 @@ def test_what_is_no_plain_file_keeps_no_one_waiting(model):
     (model / "special_tokens_map.json").symlink_to("nowhere")
     assert load_tokenizer(model)("a")["input_ids"] == [1]
     assert load_torch_model(model) is not None
+
+
+def test_a_path_that_is_no_text_will_do(model):
+    tokenizer_of(model)
+    other = os.fsencode(model.parent) + b"/m\xff"
+    os.rename(model, other)
+    assert load_tokenizer(Path(os.fsdecode(other)))("a")["input_ids"] == [1]

@@ -128,3 +128,9 @@ def test_too_small_an_address_space_is_one_line(kilobytes):
     assert code == 2
     assert error.startswith("error: out of memory")
     assert error.count("\n") == 1
+
+
+def test_a_current_directory_that_is_gone_is_named(tmp_path):
+    code, _, error = shell(f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; $P neuroal_jax.report .")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "the current directory" in error
