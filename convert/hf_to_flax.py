@@ -14,6 +14,7 @@ from pathlib import Path
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import refuse_same_directory
+from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.staging import staged
 from neuroal_jax.files.writing import write_json
 
@@ -42,7 +43,8 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
 
     refuse_same_directory({"--model": model, "--out": str(out)})
     checkpoint = open_checkpoint(model)
-    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale=PARAMS) as staging:
+    inputs = Inputs(("--model", checkpoint.path))
+    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", inputs=inputs) as staging:
         arrays = {path: np.ascontiguousarray(array) for path, array in flax_params(checkpoint).items()}
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save((staging / PARAMS).absolute(), unflatten_dict(arrays, sep="."))

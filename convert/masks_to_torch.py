@@ -21,6 +21,7 @@ from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import refuse_same_directory
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import check_steady
 from neuroal_jax.files.staging import staged
 from neuroal_jax.masks.file import PackedMasks, check_pruned, check_zeros, masks_of, read_masks
@@ -80,7 +81,8 @@ def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = Fa
     refuse_same_directory({"--model": model, "--out": str(out), "the masks' directory": str(masks_path.parent)})
     source = SafetensorsSource(locate(model))
     masks = masks_of(masks_path, source, model)
-    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale="model*.safetensors*") as staging:
+    inputs = Inputs(("--model", locate(model)), ("--masks", masks_path))
+    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", inputs=inputs) as staging:
         copy_edited(source, staging, masks.packed, masks.prune)
         copy_side_files(locate(model), staging)
         check_steady(source.steady)

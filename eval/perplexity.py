@@ -25,6 +25,8 @@ from neuroal_jax.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from neuroal_jax.checkpoint.opened import Checkpoint
+
 FORMAT = "neuroal-perplexity-1"
 Perplexity = Callable[[np.ndarray], float]  # of windows: token ids [n, seqlen]
 _LOGITS = 2**27  # most logits of one call in PyTorch: 512 MiB in fp32
@@ -159,15 +161,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         UserError: If the model, the masks or a text cannot be used, or `--out` not be written.
     """
     from neuroal_jax.checkpoint.opened import open_checkpoint
+    from neuroal_jax.data.sources import files_of
+    from neuroal_jax.files.protection import Inputs
+    from neuroal_jax.files.writing import new_json
+
+    texts = sources(options.text or ("demo" if options.model == "demo" else ",".join(PAPER_TEXTS)))
+    checkpoint = open_checkpoint(options.model)
+    inputs = Inputs(("--model", checkpoint.path), ("--masks", options.masks), *files_of("--text", texts))
+    with new_json(options.out, format=FORMAT, overwrite=options.overwrite, inputs=inputs) as write:
+        result = _measure(options, checkpoint, texts)
+        write(result)
+    return result
+
+
+def _measure(options: argparse.Namespace, checkpoint: "Checkpoint", names: list[str]) -> dict[str, Any]:
     from neuroal_jax.data.windows import read_evaluations, reader_for
-    from neuroal_jax.files.writing import check_new_file, publish_json
     from neuroal_jax.run.manifest import describe_windows, versions
 
-    if options.out is not None:
-        check_new_file(options.out, overwrite=options.overwrite)
-    text = options.text or ("demo" if options.model == "demo" else ",".join(PAPER_TEXTS))
-    reader = reader_for(open_checkpoint(options.model), options.model, options.seqlen)
-    evaluations = read_evaluations(reader, sources(text), "--text")
+    evaluations = read_evaluations(reader_for(checkpoint, options.model, options.seqlen), names, "--text")
     perplexity = BACKENDS[options.backend](options.model, options.dtype, options.masks)
     texts: dict[str, Any] = {}
     for name, windows in evaluations.items():
@@ -175,7 +186,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         count, seqlen = windows.ids.shape
         texts[name] = {f"token_ppl@{seqlen}": value, **(describe_windows(windows) or {})}
         print(f"token_ppl@{seqlen} ({windows.origin}, {count} windows, {options.backend}): {value:.4f}", flush=True)
-    result = {
+    return {
         "format": FORMAT,
         "model": options.model,
         "masks": None if options.masks is None else str(options.masks),
@@ -184,9 +195,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "texts": texts,
         "versions": versions(),
     }
-    if options.out is not None:
-        publish_json(options.out, result)
-    return result
 
 
 def positive(text: str) -> int:
