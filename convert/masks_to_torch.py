@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neuroal_jax.checkpoint.hugging_face import load_torch_model
 from neuroal_jax.checkpoint.locate import locate
 from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.checkpoint.saving import copy_edited, copy_side_files
@@ -124,13 +125,9 @@ def verify(model: "str | torch.nn.Module", masks_path: Path, *, load: bool = Tru
     now = check_pruned(masks, SafetensorsSource(path), str(model), exact=exact)
     if not load:
         return KeptZeros(now, masks.kept_zeros)
-    from transformers import AutoModelForCausalLM
-
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises many kinds
+        loaded = load_torch_model(path, dtype="auto")
+    except ValueError as error:
         raise UserError(f"transformers cannot load {model} ({str(error)[:200]}): pass --files-only") from error
     return _check_module(loaded, masks, f"{model}, loaded in PyTorch,", exact)
 

@@ -110,9 +110,9 @@ def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
         UserError: If transformers cannot load it, or the masks are not of this model.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from neuroal_jax.checkpoint.hugging_face import load_torch_model
     from neuroal_jax.checkpoint.locate import locate
     from neuroal_jax.checkpoint.safetensors import SafetensorsSource
     from neuroal_jax.masks.file import masks_of
@@ -122,11 +122,9 @@ def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
     if masks is not None:
         masks_of(masks, SafetensorsSource(path), model)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises many kinds
-        raise UserError(f"transformers cannot load {model} ({' '.join(str(error).split())[:200]})") from error
+        loaded = load_torch_model(path, dtype=getattr(torch, dtype))
+    except ValueError as error:
+        raise UserError(f"transformers cannot load {model} ({str(error)[:200]})") from error
     if masks is not None:
         import_module("neuroal_jax.convert.masks_to_torch").apply_masks(loaded, masks)
     return loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
