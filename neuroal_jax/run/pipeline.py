@@ -75,8 +75,10 @@ def _prune(config: PruneConfig) -> PruneResult:
     checkpoint, target = settled.checkpoint, Path(config.out or "")
     with ExitStack() as stack, background() as thread:
         out, saved = outputs.stage_results(settled.config, stack)
+        zeros = thread.submit(checkpoint.zeros)
         with clock("read"):
             calibration, evaluations = _read_data(settled)
+            settled = replace(settled, budget=replace(settled.budget, zeros=zeros.result()))
         hashes = thread.submit(checkpoint.hashes)
         plan = plan_run(settled, calibration, evaluations)
         refuse_what_cannot_fit(plan.certain_host)
