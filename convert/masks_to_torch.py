@@ -6,6 +6,7 @@ python -m convert.masks_to_torch verify --model PRUNED --masks FILE
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.checkpoint.saving import copy_edited, copy_side_files
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import refuse_same_directory
+from neuroal_jax.command.values import path_to, refuse_same_directory
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import check_steady
 from neuroal_jax.files.staging import staged
-from neuroal_jax.masks.file import PackedMasks, check_pruned, masks_of, pruned_problem, read_masks
+from neuroal_jax.masks.file import PackedMasks, check_pruned, masks_of, pruned_problem, read_masks, unmasked
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,8 @@ def apply_masks(model: "torch.nn.Module", path: str | Path, *, saved_by_run: boo
 
 def _weights_of(model: "torch.nn.Module", masks: PackedMasks) -> dict[str, Any]:
     parameters = dict(model.named_parameters())
-    problems = []
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    problems = [f"{name} has no mask" for name in unmasked(masks, shapes)]
     for name, packed in masks.packed.items():
         shape = (packed.shape[0], masks.widths[name])
         if name not in parameters:
@@ -133,8 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = commands.add_parser("verify", help="check that a checkpoint's zeros are exactly the masks")
     for command in (apply, check):
         command.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
-        command.add_argument("--masks", required=True, type=Path, help="masks.safetensors")
-    apply.add_argument("--out", required=True, type=Path, help="directory to write")
+        command.add_argument("--masks", required=True, type=partial(path_to, "masks"), help="masks.safetensors")
+    apply.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
     apply.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
     check.add_argument("--files-only", action="store_true", help="check the files, without loading them in PyTorch")
 

@@ -57,7 +57,7 @@ def is_finite(array: np.ndarray) -> bool:
 def is_zero(array: np.ndarray) -> np.ndarray:
     """Which elements are zero, of either sign: by their bits, as arithmetic may take the smallest numbers for zero."""
     bits = array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
-    return np.equal(bits << 1, 0)
+    return np.equal(np.left_shift(bits, 1), 0)
 
 
 def digests(names: Iterable[str], read: Callable[[str], np.ndarray]) -> dict[str, str]:

@@ -1,9 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all.
+
+JSON has no infinity: where a number is beyond a float's range, the text "inf" stands for it in all files of this
+package and in the data of its reports; `files.reading.number` reads it back. NaN is never written.
+"""
 
 import json
+import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.reading import INFINITE
 
 
 def spilled(array: np.ndarray, path: Path) -> np.ndarray:
@@ -31,9 +37,9 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; bytes of a path that are no text are written as escapes."""
     with replaced(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -41,8 +47,18 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(_json(value))
 
 
+def strict(value: Any) -> Any:
+    """A value as strict JSON has it: with text in place of infinity."""
+    if isinstance(value, Mapping):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    infinite = isinstance(value, float) and math.isinf(value)
+    return (INFINITE if value > 0 else f"-{INFINITE}") if infinite else value
+
+
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+    return json.dumps(strict(value), indent=1, allow_nan=False) + "\n"
 
 
 def check_new_file(path: Path, *, overwrite: bool, flag: str = "--out") -> None:
