@@ -73,7 +73,7 @@ def test_errors(pruned, llama, make_llama):
     checkpoint = open_checkpoint(str(other))
     with pytest.raises(UserError, match=r"mask of blocks\.0\.mlp.*has shape"):
         mask_tree(masks, checkpoint, nnx.state(load_model(str(other))))
-    with pytest.raises(UserError, match=r"no tensor model\.layers\.2"):
+    with pytest.raises(UserError, match=r"no linear model\.layers\.2"):
         small = make_llama(num_hidden_layers=2)
         mask_tree(masks, open_checkpoint(str(small)), nnx.state(load_model(str(small))))
     with pytest.raises(UserError, match=r"params have no blocks\.0"):

@@ -5,7 +5,8 @@ A safetensors file of uint8 tensors `[out, ceil(in / 8)]`: bits packed along the
 """
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from neuroal_jax.masks.wrapped import match_names
 
 FORMAT = "neuroal-masks-1"
 _ENTRY = "neuroal"
+_IN_BLOCK = re.compile(r"(?:^|\.)\d+\.")  # the number of a block, in the name of a tensor
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,11 @@ def read_masks(path: Path) -> PackedMasks:
             )
         if widths[name] % 8 and (bits[:, -1] & (0xFF >> widths[name] % 8)).any():
             raise UserError(f"{path}: {name} has bits set beyond its {widths[name]} inputs: the file is damaged")
+        kept = int(np.bitwise_count(bits).sum())
+        if kept_zeros.get(name, 0) > kept:
+            raise UserError(f"{path}: {name} keeps {kept} weights, of which {kept_zeros[name]} cannot be zero")
     run = header.get("run")
-    if not isinstance(run, dict):
+    if not isinstance(run, dict) or not all(isinstance(value, str) for value in run.values()):
         raise UserError(f"{path}: 'run' of its metadata is missing or damaged")
     return PackedMasks(packed, widths, kept_zeros, str(header.get("source")), run)
 
@@ -169,9 +174,25 @@ def _read_counts(path: Path, header: Mapping[str, Any], key: str) -> dict[str, i
     return counts
 
 
+def unmasked(masked: Iterable[str], shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Linears of a model's blocks that have no mask, by name.
+
+    In all families these are the weights of two axes with a block's number in their names. What lies below a masked
+    linear was added to it (an adapter), and is no linear of the model.
+
+    Args:
+        masked: Names of the weights that have one, as the model names them.
+        shapes: Of all tensors or parameters of the model.
+    """
+    below = tuple(name.removesuffix("weight").removesuffix("base_layer.") for name in masked)
+    linears = (name for name, shape in shapes.items() if len(shape) == 2 and _IN_BLOCK.search(name))
+    return [name for name in linears if not name.startswith(below)]
+
+
 def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -> None:
-    """Raises UserError unless every mask has a tensor of its shape."""
-    problems = []
+    """Raises UserError unless every mask has a tensor of its shape, and every linear a mask."""
+    shapes = {name: info.shape for name, info in infos.items()}
+    problems = [f"{name} has no mask" for name in unmasked(masks.packed, shapes)]
     for name, packed in masks.packed.items():
         shape = (packed.shape[0], masks.widths[name])
         if name not in infos:

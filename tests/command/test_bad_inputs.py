@@ -162,7 +162,7 @@ BAD_OPTIONS = {
     "out holds a run": ({"out": "ROOT/run"}, "already holds a result"),
     "model is out": ({"out": "MODEL"}, "same directory"),
     "save-model is out": ({"save-model": "ROOT/out"}, "same directory"),
-    "save-model holds a model": ({"save-model": "ROOT/saved"}, "--save-model .* already holds"),
+    "save-model holds a model": ({"save-model": "ROOT/saved"}, "--save-model .* holds files"),
     "allocation is no JSON": ({"allocation": "ROOT/bad.jsonl"}, "cannot be read as JSON"),
     "allocation of no format": ({"allocation": "ROOT/empty.json"}, "format is None"),
     "unknown flag": ({"speed": "11"}, "unrecognized arguments: --speed"),
