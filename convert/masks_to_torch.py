@@ -19,7 +19,7 @@ from neuroal_jax.command.values import path_to, refuse_same_directory
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import check_steady
 from neuroal_jax.files.staging import staged
-from neuroal_jax.masks.file import PackedMasks, check_pruned, masks_of, pruned_problem, read_masks, unmasked
+from neuroal_jax.masks.file import PackedMasks, check_pruned, masks_of, pruned_problem, read_masks, uncovered
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ def apply_masks(model: "torch.nn.Module", path: str | Path, *, saved_by_run: boo
 def _weights_of(model: "torch.nn.Module", masks: PackedMasks) -> dict[str, Any]:
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    problems = [f"{name} has no mask" for name in unmasked(masks, shapes)]
+    problems = uncovered(masks, shapes)
     for name, packed in masks.packed.items():
         shape = (packed.shape[0], masks.widths[name])
         if name not in parameters:

@@ -162,24 +162,25 @@ def _read_counts(path: Path, header: Mapping[str, Any], key: str) -> dict[str, i
     return counts
 
 
-def unmasked(masks: PackedMasks, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-    """Linears of a model's blocks that have no mask, by name.
+def uncovered(masks: PackedMasks, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """What is wrong where the masks are not those of all linears of a model's blocks, and of nothing else.
 
-    In all families these are the weights of two axes with a block's number in their names. What lies below a masked
-    linear was added to it (an adapter), and is no linear of the model.
+    The linears of a block are, in all families, its weights of two axes: with a block's number in their names. What
+    lies below a masked linear was added to it (an adapter), and is no linear of the model.
 
     Args:
         masks: The masks.
-        shapes: Of all tensors or parameters of the model.
+        shapes: Of all tensors or parameters of the model, by name.
     """
     masked = tuple(name.removesuffix("weight") for name in masks.packed)
     linears = (name for name, shape in shapes.items() if len(shape) == 2 and _IN_BLOCK.search(name))
-    return [name for name in linears if not name.startswith(masked)]
+    lacking = [f"{name} has no mask" for name in linears if not name.startswith(masked)]
+    return lacking + [f"{name} is no linear of a block" for name in masks.packed if not _IN_BLOCK.search(name)]
 
 
 def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -> None:
-    """Raises UserError unless every mask has a tensor of its shape, and every linear a mask."""
-    problems = [f"{name} has no mask" for name in unmasked(masks, {name: info.shape for name, info in infos.items()})]
+    """Raises UserError unless every mask has a linear of its shape, and every linear a mask."""
+    problems = uncovered(masks, {name: info.shape for name, info in infos.items()})
     for name, packed in masks.packed.items():
         shape = (packed.shape[0], masks.widths[name])
         if name not in infos:

@@ -5,6 +5,7 @@ python -m neuroal_jax.report RUN_DIR
 writes the report of an earlier run again, from its manifest.json and allocation.json.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ def sweep_report(rows: Sequence[Mapping[str, Any]], links: Sequence[str | None] 
     from neuroal_jax.report.sweep_plots import columns, sweep_sections
 
     models = dict.fromkeys(str(row["model"]) for row in rows)
-    targets = [f"./{quote(link)}" if link is not None else None for link in links]
+    targets = [f"./{quote(os.fsencode(link))}" if link is not None else None for link in links]
     names = columns(rows)
     return render(
         "sweep.html",
