@@ -78,5 +78,8 @@ def test_errors(pruned, llama, make_llama):
         mask_tree(masks, open_checkpoint(str(small)), nnx.state(load_model(str(small))))
     with pytest.raises(UserError, match=r"params have no blocks\.0"):
         mask_tree(masks, open_checkpoint(str(llama)), {"stem": jnp.zeros(3)})
+    with pytest.raises(ValueError, match=r"a mask has shape \[2\], its parameter \[3, 2\]"):
+        params = {"a": jnp.ones((3, 2))}
+        keep_pruned({"a": jnp.ones(2, bool)}).update(params, optax.EmptyState(), params)
     with pytest.raises(ValueError, match="needs the parameters"):
         keep_pruned({"a": None}).update({"a": jnp.ones(1)}, optax.EmptyState())

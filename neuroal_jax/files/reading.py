@@ -18,6 +18,7 @@ from neuroal_jax.errors import UserError
 
 INFINITE = "inf"  # what stands in JSON, which has no infinity, for a number beyond a float's range
 _DEEPEST = 64  # levels of nesting; what is deeper ends in a RecursionError here or there
+_LARGEST = sys.float_info.max
 _KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFDIR: "a directory",
@@ -26,7 +27,6 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_LARGEST = sys.float_info.max
 
 # How much a compressed file may hold: text shrinks to a third or a tenth, a decompression bomb to a thousandth.
 _MOST_EXPANSION = 20

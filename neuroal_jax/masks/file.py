@@ -6,7 +6,7 @@ A safetensors file of uint8 tensors `[out, ceil(in / 8)]`: bits packed along the
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,25 +174,28 @@ def _read_counts(path: Path, header: Mapping[str, Any], key: str) -> dict[str, i
     return counts
 
 
-def unmasked(masked: Iterable[str], shapes: Mapping[str, Sequence[int]]) -> list[str]:
-    """Linears of a model's blocks that have no mask, by name.
+def uncovered(places: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """What is wrong where masks are not those of all linears of a model's blocks, and of nothing else.
 
-    In all families these are the weights of two axes with a block's number in their names. What lies below a masked
-    linear was added to it (an adapter), and is no linear of the model.
+    The linears of a block are, in all families, its weights of two axes: with a block's number in their names. What
+    lies below a masked linear was added to it (an adapter), and is no linear of the model.
 
     Args:
-        masked: Names of the weights that have one, as the model names them.
-        shapes: Of all tensors or parameters of the model.
+        places: By name of a mask, the name of its weight in the model.
+        shapes: Of all tensors or parameters of the model, by name.
     """
-    below = tuple(name.removesuffix("weight").removesuffix("base_layer.") for name in masked)
-    linears = (name for name, shape in shapes.items() if len(shape) == 2 and _IN_BLOCK.search(name))
-    return [name for name in linears if not name.startswith(below)]
+    numbered = {name: _IN_BLOCK.search(place) for name, place in places.items()}
+    blocks = tuple({match.string[: match.start()] for match in numbered.values() if match})
+    masked = tuple(place.removesuffix("weight").removesuffix("base_layer.") for place in places.values())
+    linears = [name for name, shape in shapes.items() if len(shape) == 2 and _IN_BLOCK.search(name)]
+    lacking = [name for name in linears if name.startswith(blocks) and not name.startswith(masked)]
+    others = [name for name, match in numbered.items() if not match]
+    return [f"{name} has no mask" for name in lacking] + [f"{name} is no linear of a block" for name in others]
 
 
 def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -> None:
-    """Raises UserError unless every mask has a tensor of its shape, and every linear a mask."""
-    shapes = {name: info.shape for name, info in infos.items()}
-    problems = [f"{name} has no mask" for name in unmasked(masks.packed, shapes)]
+    """Raises UserError unless every mask has a linear of its shape, and every linear a mask."""
+    problems = uncovered({name: name for name in masks.packed}, {name: x.shape for name, x in infos.items()})
     for name, packed in masks.packed.items():
         shape = (packed.shape[0], masks.widths[name])
         if name not in infos:

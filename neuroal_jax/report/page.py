@@ -64,7 +64,7 @@ def sweep_report(rows: Sequence[Mapping[str, Any]], links: Sequence[str | None] 
     from neuroal_jax.report.sweep_plots import columns, sweep_sections
 
     models = dict.fromkeys(str(row["model"]) for row in rows)
-    targets = [f"./{quote(link)}" if link is not None else None for link in links]
+    targets = [f"./{quote(os.fsencode(link))}" if link is not None else None for link in links]
     names = columns(rows)
     return render(
         "sweep.html",

@@ -39,8 +39,8 @@ log = logging.getLogger("neuroal_jax")
 _SHARE = 50  # of the time since the last state was written, writing the next one may take this part
 _BYTES_PER_SECOND = 500e6  # of writing and checking, before it was measured
 _IDENTITY = "identity.json"
-_FINAL = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG)
 _IDENTITY_BYTES = 2**28  # more than the files of any model take
+_FINAL = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 @dataclass
