@@ -3,7 +3,11 @@
 python -m convert.hf_to_flax --model DIR --out DIR
 """
 
-import sys
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,7 +66,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"written to {options.out}")
 
     return run_program(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,8 +3,12 @@
 python -m eval.perplexity --model DIR [--masks FILE] [--text wikitext2,c4,ptb] [--backend torch] [--out FILE]
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +23,8 @@ from neuroal_jax.data.texts import PAPER_TEXTS, TEXTS
 from neuroal_jax.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from neuroal_jax.checkpoint.opened import Checkpoint
 
 FORMAT = "neuroal-perplexity-1"
@@ -65,7 +71,6 @@ def in_jax(model: str, dtype: str, masks: Path | None) -> Perplexity:
 def in_torch(model: str, dtype: str, masks: Path | None) -> Perplexity:
     """Loads a model once, to measure several texts, on a GPU if PyTorch sees one."""
     import torch
-    from torch.nn.functional import cross_entropy
 
     from neuroal_jax.walk.blocks import batch_size
 
@@ -78,14 +83,24 @@ def in_torch(model: str, dtype: str, masks: Path | None) -> Perplexity:
         with torch.no_grad():
             for ids in torch.from_numpy(windows.astype(np.int64)).split(batch):
                 ids = ids.to(loaded.device)
-                logits = loaded(ids).logits[:, :-1].float()
-                losses.append(cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(dim=1).cpu())
-        loss = torch.cat(losses).double().mean().item()
+                losses.append(next_token_losses(loaded(ids).logits, ids).double().mean(dim=1).cpu())
+        loss = torch.cat(losses).mean().item()
         if not np.isfinite(loss):
             raise UserError(f"the loss of {model} is {loss} in {dtype}: try --dtype float32, or another checkpoint")
         return float(np.exp(loss))
 
     return perplexity
+
+
+def next_token_losses(logits: "torch.Tensor", ids: "torch.Tensor") -> "torch.Tensor":
+    """The loss of every token but the first, in nats: logits `[n, t, vocabulary]`, ids `[n, t]`, losses `[n, t - 1]`.
+
+    Sums over the vocabulary along contiguous memory: over any other axis PyTorch adds up number after number in fp32,
+    which is wrong in the fourth decimal for large vocabularies, and its `log_softmax` loses a digit as well.
+    """
+    logits = logits.float().contiguous()
+    chosen = logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return logits.logsumexp(-1)[:, :-1] - chosen
 
 
 def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
@@ -95,9 +110,9 @@ def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
         UserError: If transformers cannot load it, or the masks are not of this model.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from neuroal_jax.checkpoint.hugging_face import load_torch_model
     from neuroal_jax.checkpoint.locate import locate
     from neuroal_jax.checkpoint.safetensors import SafetensorsSource
     from neuroal_jax.masks.file import masks_of
@@ -107,11 +122,9 @@ def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
     if masks is not None:
         masks_of(masks, SafetensorsSource(path), model)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises many kinds
-        raise UserError(f"transformers cannot load {model} ({' '.join(str(error).split())[:200]})") from error
+        loaded = load_torch_model(path, dtype=getattr(torch, dtype))
+    except ValueError as error:
+        raise UserError(f"transformers cannot load {model} ({str(error)[:200]})") from error
     if masks is not None:
         import_module("neuroal_jax.convert.masks_to_torch").apply_masks(loaded, masks)
     return loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -188,7 +201,3 @@ def positive(text: str) -> int:
     if number < 1:
         raise ValueError
     return number
-
-
-if __name__ == "__main__":
-    sys.exit(main())

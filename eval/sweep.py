@@ -9,6 +9,11 @@ model, and every dense one once. DIR holds the runs, their logs, `table.csv`, `t
 and a table to sort.
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 import os
 import subprocess
 import sys
@@ -178,7 +183,7 @@ def inputs_of(runs: Sequence[Run], config_file: str | None, zero_shot: ZeroShot)
 
 
 def protect_inputs(out: Path, runs: Sequence[Run], inputs: Inputs) -> None:
-    """Raises UserError, before any work, if a sweep would write into an input or over what is not its own."""
+    """Raises UserError, before anything is written, if a sweep would write into an input or over what others wrote."""
     logs = out / "logs"
     for directory in (logs, *dict.fromkeys(out / Path(run.name).parts[0] for run in runs)):
         found = inputs.holding(directory)
@@ -268,7 +273,3 @@ def execute(run: Run, out: Path, start: Start) -> dict[str, Any]:
     error = start(["neuroal_jax.prune", "--config", str(config)], log)
     row = finished(out, run)  # whatever the exit code: another sweep may have been quicker
     return describe(run, None, error) if row is None else row
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,10 +4,14 @@ python -m eval.zero_shot --model DENSE --masks OUT/masks.safetensors --out accur
 python -m eval.zero_shot --model DENSE --pruned DIR --tasks rte,boolq --task-data FOLDER
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 import importlib.metadata
 import logging
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -264,7 +268,3 @@ def _quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.reading import what_is
 
 DEMO = Path(__file__).parents[1] / "demo"
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt"]
@@ -20,9 +21,12 @@ def locate(model: str, flag: str = "--model") -> Path:
         return DEMO
     path = Path(os.path.expanduser(model))
     if os.path.isdir(path):  # unlike Path.is_dir, false for a name that is too long
+        for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):
+            if os.path.lexists(path / name) and not (path / name).is_file():
+                raise UserError(f"{path / name} is {what_is(path / name)}, expected a file: download the model again")
         return path
-    if os.path.exists(path):
-        raise UserError(f"{flag} {model} is a file, expected a checkpoint directory")
+    if os.path.lexists(path):
+        raise UserError(f"{flag} {model} is {what_is(path)}, expected a checkpoint directory")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise UserError(f"{flag} {model}: no such directory, and not a Hugging Face model id (owner/name)")
     from huggingface_hub import snapshot_download

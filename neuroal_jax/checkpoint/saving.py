@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from neuroal_jax.checkpoint.safetensors import INDEX, SINGLE, SafetensorsSource, read_header
 from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorSource
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.reading import open_plain
 from neuroal_jax.files.writing import naming, write_json
 
 DIGESTS = "params_sha256.json"  # of an Orbax checkpoint's files, which have no checksums of their own
@@ -51,7 +52,7 @@ def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str
 def copy_file(source: Path, target: Path) -> None:
     """Copies a file; raises UserError if it cannot be read, OSError if it cannot be written."""
     try:
-        with source.open("rb") as content, naming(target), target.open("wb") as new:
+        with open_plain(source) as content, naming(target), target.open("wb") as new:
             while piece := _read_piece(content, source):
                 new.write(piece)
     except OSError as error:

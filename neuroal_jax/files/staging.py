@@ -20,6 +20,7 @@ from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.claims import Claim, beside, claimed
 from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.records import Earlier, compare, files_of, read_record, record_of, record_path, write_record
+from neuroal_jax.machine.interrupts import held
 from neuroal_jax.machine.memory import is_exhausted
 
 _NEW, _OLD, _JOURNAL, _SCRATCH = "new", "old", "files.json", "scratch"
@@ -197,18 +198,19 @@ def publish(stagings: Iterable[Staging]) -> None:
         UserError: If a directory holds anything by now that must not be replaced.
         OSError: If files cannot be moved.
     """
-    begun = []
-    try:
-        for staging in stagings:
-            begun.append(staging)
-            staging._publish()
-    except BaseException:
-        for staging in reversed(begun):
-            staging._undo()
-        raise
-    for staging in begun:
-        staging._moved.clear()
-        staging._record()
+    stagings, begun = list(stagings), []
+    with held(f"{' and '.join(str(staging._target.named) for staging in stagings)} was written before"):
+        try:
+            for staging in stagings:
+                begun.append(staging)
+                staging._publish()
+        except BaseException:
+            for staging in reversed(begun):
+                staging._undo()
+            raise
+        for staging in begun:
+            staging._moved.clear()
+            staging._record()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ A safetensors file of uint8 tensors `[out, ceil(in / 8)]`: bits packed along the
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSourc
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import parse_json
 from neuroal_jax.files.writing import naming
+from neuroal_jax.masks.wrapped import match_names
 
 FORMAT = "neuroal-masks-1"
 _ENTRY = "neuroal"
@@ -180,7 +181,9 @@ def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -
         elif infos[name].dtype not in FLOAT_DTYPES:
             problems.append(f"{name} has dtype {infos[name].dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
     if problems:
-        raise UserError(f"the masks are of another model than {model}: {shorten(problems)}")
+        wrapped = sorted(set(match_names(masks.packed, infos).values()) - set(masks.packed))
+        hint = f" (it was saved inside a wrapper, see {wrapped[0]}: save the model itself)" if wrapped else ""
+        raise UserError(f"the masks are of another model than {model}: {shorten(problems)}{hint}")
 
 
 def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
@@ -193,19 +196,39 @@ def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
         )
 
 
-def check_pruned(masks: PackedMasks, source: TensorSource, model: str) -> None:
-    """Raises UserError unless the zeros of `source` are exactly what the masks prune.
-
-    Kept weights that are zero anyway are counted in the file and stay allowed, by number.
-    """
+def check_pruned(masks: PackedMasks, source: TensorSource, model: str, *, exact: bool = True) -> dict[str, int]:
+    """`check_zeros` of a checkpoint; raises UserError too if the masks are not of such a model."""
     check_fit(masks, source.infos, model)
-    problems = []
+    return check_zeros(masks, lambda name: source.read(name) == 0, model, exact=exact)
+
+
+def check_zeros(
+    masks: PackedMasks, zero: Callable[[str], np.ndarray], model: str, *, exact: bool = True
+) -> dict[str, int]:
+    """Checks that every weight that the masks prune is zero.
+
+    Args:
+        masks: Masks that fit the model.
+        zero: From a tensor's name to bool `[out, in]`, True where the weight is zero.
+        model: What to call the model.
+        exact: Whether the kept weights that are zero anyway must be as many as the masks say. Only fine-tuning
+            changes their number.
+
+    Returns:
+        Number of kept weights that are zero anyway, by tensor, where there are any.
+
+    Raises:
+        UserError: Naming the tensors that differ.
+    """
+    kept_zeros, problems = {}, []
     for name in masks.packed:
-        problem = pruned_problem(masks.mask(name), source.read(name) == 0, masks.kept_zeros.get(name, 0))
-        if problem:
+        mask, zeros = masks.mask(name), zero(name)
+        kept_zeros[name] = int(np.count_nonzero(mask & zeros))
+        if problem := pruned_problem(mask, zeros, masks.kept_zeros.get(name, 0) if exact else kept_zeros[name]):
             problems.append(f"{name} {problem}")
     if problems:
         raise UserError(f"{model} is not what the masks describe: {shorten(problems)}")
+    return {name: count for name, count in kept_zeros.items() if count}
 
 
 def pruned_problem(mask: np.ndarray, zero: np.ndarray, kept_zeros: int) -> str | None:
