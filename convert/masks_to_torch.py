@@ -122,7 +122,7 @@ def verify(model: "str | torch.nn.Module", masks_path: Path, *, load: bool = Tru
 
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", local_files_only=True, trust_remote_code=False
+            path, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers raises many kinds
         raise UserError(f"transformers cannot load {model} ({str(error)[:200]}): pass --files-only") from error

@@ -117,7 +117,7 @@ def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
         masks_of(masks, SafetensorsSource(path), model)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
+            path, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers raises many kinds
         raise UserError(f"transformers cannot load {model} ({' '.join(str(error).split())[:200]})") from error
