@@ -3,13 +3,18 @@
 python -m convert.hf_to_flax --model DIR --out DIR
 """
 
-import sys
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 from collections.abc import Sequence
 from pathlib import Path
 
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import refuse_same_directory
+from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.staging import staged
 from neuroal_jax.files.writing import write_json
 
@@ -38,7 +43,8 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
 
     refuse_same_directory({"--model": model, "--out": str(out)})
     checkpoint = open_checkpoint(model)
-    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale=PARAMS) as staging:
+    inputs = Inputs(("--model", checkpoint.path))
+    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", inputs=inputs) as staging:
         arrays = {path: np.ascontiguousarray(array) for path, array in flax_params(checkpoint).items()}
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save((staging / PARAMS).absolute(), unflatten_dict(arrays, sep="."))
@@ -60,7 +66,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"written to {options.out}")
 
     return run_program(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,12 +4,17 @@ python -m convert.masks_to_torch apply --model DIR --masks FILE --out DIR
 python -m convert.masks_to_torch verify --model PRUNED --masks FILE
 """
 
-import sys
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neuroal_jax.checkpoint.hugging_face import load_torch_model
 from neuroal_jax.checkpoint.locate import locate
 from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.checkpoint.saving import copy_edited, copy_side_files
@@ -17,6 +22,7 @@ from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import refuse_same_directory
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import check_steady
 from neuroal_jax.files.staging import staged
 from neuroal_jax.masks.file import PackedMasks, check_pruned, check_zeros, masks_of, read_masks
@@ -76,7 +82,8 @@ def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = Fa
     refuse_same_directory({"--model": model, "--out": str(out), "the masks' directory": str(masks_path.parent)})
     source = SafetensorsSource(locate(model))
     masks = masks_of(masks_path, source, model)
-    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale="model*.safetensors*") as staging:
+    inputs = Inputs(("--model", locate(model)), ("--masks", masks_path))
+    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", inputs=inputs) as staging:
         copy_edited(source, staging, masks.packed, masks.prune)
         copy_side_files(locate(model), staging)
         check_steady(source.steady)
@@ -118,13 +125,9 @@ def verify(model: "str | torch.nn.Module", masks_path: Path, *, load: bool = Tru
     now = check_pruned(masks, SafetensorsSource(path), str(model), exact=exact)
     if not load:
         return KeptZeros(now, masks.kept_zeros)
-    from transformers import AutoModelForCausalLM
-
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises many kinds
+        loaded = load_torch_model(path, dtype="auto")
+    except ValueError as error:
         raise UserError(f"transformers cannot load {model} ({str(error)[:200]}): pass --files-only") from error
     return _check_module(loaded, masks, f"{model}, loaded in PyTorch,", exact)
 
@@ -162,7 +165,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{options.model}: {found}")
 
     return run_program(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

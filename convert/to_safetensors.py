@@ -5,8 +5,11 @@ python -m convert.to_safetensors --model DIR_OR_ID --out DIR
 No code of the files runs: PyTorch's restricted unpickler makes tensors and plain containers, and refuses all else.
 """
 
-import json
-import sys
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +21,10 @@ from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import refuse_same_directory
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import SteadyFile, check_steady
 from neuroal_jax.files.staging import staged
+from neuroal_jax.files.writing import naming, write_json
 
 
 def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
@@ -44,8 +49,8 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
     if not (source / "config.json").is_file():
         raise UserError(f"{source} has no config.json: expected a Hugging Face checkpoint directory")
     steady = [SteadyFile.at(file) for file in files]
-    stale = "model*.safetensors*"
-    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale=stale) as staging:
+    inputs = Inputs(("--model", source))
+    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", inputs=inputs) as staging:
         written: dict[str, str] = {}
         size = 0
         for number, file in enumerate(files, 1):
@@ -53,13 +58,14 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
             tensors = read_tensors(file)
             if index:
                 _check_index(source / PICKLED.index, index, file, set(tensors))
-            save_tensors(tensors, staging / shard)
+            with naming(staging / shard):
+                save_tensors(tensors, staging / shard)
             written |= dict.fromkeys(tensors, shard)
             size += sum(tensor.nbytes for tensor in tensors.values())
             del tensors
         if len(files) > 1:
             content = {"metadata": {"total_size": size}, "weight_map": written}
-            (staging / SAFETENSORS.index).write_text(json.dumps(content, indent=2))
+            write_json(staging / SAFETENSORS.index, content)
         copy_side_files(source, staging)
         check_steady(steady)
 
@@ -86,7 +92,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"written to {options.out}")
 
     return run_program(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,8 +3,12 @@
 python -m eval.perplexity --model DIR [--masks FILE] [--text wikitext2,c4,ptb] [--backend torch] [--out FILE]
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +24,8 @@ from neuroal_jax.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from neuroal_jax.checkpoint.opened import Checkpoint
 
 FORMAT = "neuroal-perplexity-1"
 Perplexity = Callable[[np.ndarray], float]  # of windows: token ids [n, seqlen]
@@ -104,9 +110,9 @@ def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
         UserError: If transformers cannot load it, or the masks are not of this model.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from neuroal_jax.checkpoint.hugging_face import load_torch_model
     from neuroal_jax.checkpoint.locate import locate
     from neuroal_jax.checkpoint.safetensors import SafetensorsSource
     from neuroal_jax.masks.file import masks_of
@@ -116,11 +122,9 @@ def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
     if masks is not None:
         masks_of(masks, SafetensorsSource(path), model)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises many kinds
-        raise UserError(f"transformers cannot load {model} ({' '.join(str(error).split())[:200]})") from error
+        loaded = load_torch_model(path, dtype=getattr(torch, dtype))
+    except ValueError as error:
+        raise UserError(f"transformers cannot load {model} ({str(error)[:200]})") from error
     if masks is not None:
         import_module("neuroal_jax.convert.masks_to_torch").apply_masks(loaded, masks)
     return loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -155,15 +159,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         UserError: If the model, the masks or a text cannot be used, or `--out` not be written.
     """
     from neuroal_jax.checkpoint.opened import open_checkpoint
+    from neuroal_jax.data.sources import files_of
+    from neuroal_jax.files.protection import Inputs
+    from neuroal_jax.files.writing import new_json
+
+    texts = sources(options.text or ("demo" if options.model == "demo" else ",".join(PAPER_TEXTS)))
+    checkpoint = open_checkpoint(options.model)
+    inputs = Inputs(("--model", checkpoint.path), ("--masks", options.masks), *files_of("--text", texts))
+    with new_json(options.out, format=FORMAT, overwrite=options.overwrite, inputs=inputs) as write:
+        result = _measure(options, checkpoint, texts)
+        write(result)
+    return result
+
+
+def _measure(options: argparse.Namespace, checkpoint: "Checkpoint", names: list[str]) -> dict[str, Any]:
     from neuroal_jax.data.windows import read_evaluations, reader_for
-    from neuroal_jax.files.writing import check_new_file, publish_json
     from neuroal_jax.run.manifest import describe_windows, versions
 
-    if options.out is not None:
-        check_new_file(options.out, overwrite=options.overwrite)
-    text = options.text or ("demo" if options.model == "demo" else ",".join(PAPER_TEXTS))
-    reader = reader_for(open_checkpoint(options.model), options.model, options.seqlen)
-    evaluations = read_evaluations(reader, sources(text), "--text")
+    evaluations = read_evaluations(reader_for(checkpoint, options.model, options.seqlen), names, "--text")
     perplexity = BACKENDS[options.backend](options.model, options.dtype, options.masks)
     texts: dict[str, Any] = {}
     for name, windows in evaluations.items():
@@ -171,7 +184,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         count, seqlen = windows.ids.shape
         texts[name] = {f"token_ppl@{seqlen}": value, **(describe_windows(windows) or {})}
         print(f"token_ppl@{seqlen} ({windows.origin}, {count} windows, {options.backend}): {value:.4f}", flush=True)
-    result = {
+    return {
         "format": FORMAT,
         "model": options.model,
         "masks": None if options.masks is None else str(options.masks),
@@ -180,9 +193,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "texts": texts,
         "versions": versions(),
     }
-    if options.out is not None:
-        publish_json(options.out, result)
-    return result
 
 
 def positive(text: str) -> int:
@@ -191,7 +201,3 @@ def positive(text: str) -> int:
     if number < 1:
         raise ValueError
     return number
-
-
-if __name__ == "__main__":
-    sys.exit(main())

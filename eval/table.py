@@ -2,12 +2,14 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from neuroal_jax.errors import UserError
 from neuroal_jax.files.writing import replace_text
-from neuroal_jax.report.page import REPORT, sweep_report
+from neuroal_jax.report.page import REPORT, is_report, sweep_report
 
 from .grid import Run
 
@@ -71,6 +73,32 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*HEAD, *measured, *TAIL]
 
 
+def check_tables(out: Path) -> None:
+    """Raises UserError for a file that `write_tables` would replace and that is no earlier one of its own."""
+    for name, is_ours in TABLES.items():
+        path = out / name
+        if os.path.lexists(path) and not is_ours(path):
+            raise UserError(f"--out {out}: {path} exists already, and no sweep wrote it: move it away")
+
+
+def _begins_with(start: str) -> Callable[[Path], bool]:
+    def begins(path: Path) -> bool:
+        if path.is_symlink() or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(start)) == start.encode()
+
+    return begins
+
+
+# What `write_tables` writes, and how it is recognised.
+TABLES = {
+    "table.csv": _begins_with(",".join(HEAD[:2])),
+    "table.md": _begins_with(f"| {' | '.join(HEAD[:2])} "),
+    REPORT: is_report,
+}
+
+
 def write_tables(out: Path, found: Mapping[str, Mapping[str, Any] | None]) -> None:
     """Writes `table.csv`, `table.md` and `report.html` of the runs that are done, each whole or not at all."""
     done = [name for name, row in found.items() if row]
@@ -81,6 +109,7 @@ def write_tables(out: Path, found: Mapping[str, Mapping[str, Any] | None]) -> No
     writer.writeheader()
     writer.writerows(rows)
     reports = [f"{name}/{REPORT}" if (out / name / REPORT).is_file() else None for name in done]
+    check_tables(out)
     replace_text(out / "table.csv", text.getvalue())
     replace_text(out / "table.md", markdown(rows) + "\n")
     replace_text(out / REPORT, sweep_report(rows, reports))

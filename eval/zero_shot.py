@@ -4,10 +4,14 @@ python -m eval.zero_shot --model DENSE --masks OUT/masks.safetensors --out accur
 python -m eval.zero_shot --model DENSE --pruned DIR --tasks rte,boolq --task-data FOLDER
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 import importlib.metadata
 import logging
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +21,8 @@ from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.writing import check_new_file, publish_json
+from neuroal_jax.files.protection import Inputs
+from neuroal_jax.files.writing import new_json
 from neuroal_jax.masks.file import masks_of
 from neuroal_jax.version import __version__
 
@@ -186,16 +191,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: dict[str, Any]) -> None:
     out, overwrite = options.pop("out"), options.pop("overwrite")
+    directories = {"--model": options["model"], "--pruned": options["pruned"]}
+    located = [(flag, locate(model, flag)) for flag, model in directories.items() if model is not None]
+    inputs = Inputs(*located, ("--masks", options["masks"]), ("--task-data", options["task_data"]))
+    with new_json(out, format=FORMAT, overwrite=overwrite, inputs=inputs) as write:
+        _quiet()
+        result = evaluate(**options)
+        print(table(result))
+        for state, model in result["models"].items():
+            if model["truncated"]:
+                print(f"{state}: {model['truncated']} prompts were longer than the model's context, cut on the left")
+        write(result)
     if out is not None:
-        check_new_file(out, overwrite=overwrite)
-    _quiet()
-    result = evaluate(**options)
-    print(table(result))
-    for state, model in result["models"].items():
-        if model["truncated"]:
-            print(f"{state}: {model['truncated']} prompts were longer than the model's context, and cut on the left")
-    if out is not None:
-        publish_json(out, result)
         print(f"written to {out}")
 
 
@@ -251,7 +258,3 @@ def _quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

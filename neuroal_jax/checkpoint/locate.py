@@ -6,6 +6,7 @@ from pathlib import Path
 
 from neuroal_jax.checkpoint.listing import SAFETENSORS, WeightFiles, check_listing, hub_patterns
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.reading import what_is
 
 DEMO = Path(__file__).parents[1] / "demo"
 
@@ -22,9 +23,12 @@ def locate(model: str, flag: str = "--model", weights: WeightFiles = SAFETENSORS
         return DEMO
     path = Path(os.path.expanduser(model))
     if os.path.isdir(path):  # unlike Path.is_dir, false for a name that is too long
+        for name in ("config.json", weights.single, weights.index):
+            if os.path.lexists(path / name) and not (path / name).is_file():
+                raise UserError(f"{path / name} is {what_is(path / name)}, expected a file: download the model again")
         return path
-    if os.path.exists(path):
-        raise UserError(f"{flag} {model} is a file, expected a checkpoint directory")
+    if os.path.lexists(path):
+        raise UserError(f"{flag} {model} is {what_is(path)}, expected a checkpoint directory")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise UserError(f"{flag} {model}: no such directory, and not a Hugging Face model id (owner/name)")
     try:

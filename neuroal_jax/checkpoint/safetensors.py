@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from neuroal_jax.checkpoint.listing import ADAPTER, SAFETENSORS, WeightFiles, check_listing
 from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.reading import SteadyFile, parse_json, read_json
+from neuroal_jax.files.reading import SteadyFile, open_plain, parse_json, read_json
 
 SINGLE, INDEX = SAFETENSORS.single, SAFETENSORS.index
 log = logging.getLogger("neuroal_jax")
@@ -65,9 +65,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         UserError: If the file cannot be read or is not a complete safetensors file.
     """
     try:
-        with safe_open(path, framework="np"):
-            pass
-        with path.open("rb") as file:
+        with open_plain(path) as file, safe_open(path, framework="np"):
             length = int.from_bytes(file.read(8), "little")
             text = file.read(length).decode()
         if not text.startswith("{"):

@@ -1,11 +1,10 @@
 """Writing a checkpoint as Hugging Face has it, some tensors edited, all else as it was. Without JAX or torch."""
 
-import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -14,6 +13,8 @@ from neuroal_jax.checkpoint.listing import TEMPLATES, is_side_file
 from neuroal_jax.checkpoint.safetensors import INDEX, SINGLE, SafetensorsSource, read_header
 from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorSource
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.reading import open_plain
+from neuroal_jax.files.writing import naming, write_json
 
 log = logging.getLogger("neuroal_jax")
 
@@ -32,7 +33,8 @@ def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str
     changed = frozenset(edited)
     for file in source.steady:
         header, start = read_header(file.path)
-        with (directory / file.path.name).open("wb") as new:
+        path = directory / file.path.name
+        with naming(path), path.open("wb") as new:
             new.write(file.read(0, start))
             for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 begin, end = entry["data_offsets"]
@@ -53,11 +55,18 @@ def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str
 def copy_file(source: Path, target: Path) -> None:
     """Copies a file; raises UserError if it cannot be read, OSError if it cannot be written."""
     try:
-        content = source.open("rb")
+        with open_plain(source) as content, naming(target), target.open("wb") as new:
+            while piece := _read_piece(content, source):
+                new.write(piece)
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror})") from error
-    with content, target.open("wb") as new:
-        shutil.copyfileobj(content, new)
+        if error.filename == str(source):
+            raise UserError(f"{source} cannot be read ({error.strerror})") from error
+        raise
+
+
+def _read_piece(file: BinaryIO, path: Path) -> bytes:
+    with naming(path):
+        return file.read(_CHUNK_BYTES)
 
 
 def copy_side_files(source: Path, directory: Path) -> None:
@@ -97,7 +106,8 @@ def write_checkpoint(source: TensorSource, directory: Path, edited: Iterable[str
         arrays = {name: source.read(name) for name in names}
         arrays = {name: edit(name, array) if name in changed else array for name, array in arrays.items()}
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(contiguous, directory / file, metadata={"format": "pt"})
+        with naming(directory / file):
+            save_file(contiguous, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
-        (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))
+        write_json(directory / INDEX, {"metadata": {}, "weight_map": weight_map})

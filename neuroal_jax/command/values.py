@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.protection import same_place
 from neuroal_jax.registry import Option
 
 LAMBDA_SETS = ("paper", "reference")
@@ -125,14 +126,14 @@ def sources(text: str) -> list[str]:
 
 
 def refuse_same_directory(paths: Mapping[str, str | None]) -> None:
-    """Raises UserError if two of these directories, by flag, are one."""
+    """Raises UserError if two of these directories, by flag, are one, whatever their names."""
     seen: dict[str, str] = {}
     for flag, value in paths.items():
         if value is not None and not (flag == "--model" and value == "demo"):
-            path = os.path.realpath(value)
-            if path in seen:
-                raise UserError(f"{seen[path]} and {flag} are the same directory, {value}: choose another")
-            seen[path] = flag
+            for other, place in seen.items():
+                if same_place(place, value):
+                    raise UserError(f"{other} and {flag} are the same directory, {value}: choose another")
+            seen[flag] = value
 
 
 def check_names(values: Mapping[str, Any], known: Collection[str], origin: str) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Reading files that someone else wrote: within bounds, strictly, and never while they change. Imports no JAX."""
 
+import errno
 import gzip
 import io
 import json
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +16,14 @@ from typing import Any, BinaryIO, TextIO
 from neuroal_jax.errors import UserError
 
 _DEEPEST = 64  # levels of nesting; what is deeper ends in a RecursionError here or there
+_KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{\]}]')
 
 # How much a compressed file may hold: text shrinks to a third or a tenth, a decompression bomb to a thousandth.
@@ -33,11 +43,27 @@ def read_json(path: Path, limit: int) -> Any:
 
 def read_bounded(path: Path, limit: int) -> bytes:
     """A file's bytes; raises ValueError if there are more than `limit`, OSError if it cannot be read."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"is larger than {limit} bytes")
     return content
+
+
+def open_plain(path: Path, buffering: int = -1) -> BinaryIO:
+    """Opens a file to read its bytes; raises OSError for a FIFO or a device too, which may have no end, or no start."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, f"is {what_is(path)}, expected a file", str(path))
+    return open(path, "rb", buffering, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+def what_is(path: Path) -> str:
+    """What stands at a path, in words."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return "a link to nowhere" if os.path.islink(path) else "missing"
+    return _KINDS.get(stat.S_IFMT(mode), "no file")
 
 
 def parse_json(text: str) -> Any:
@@ -79,7 +105,7 @@ def open_text(path: Path) -> TextIO:
             EOFError or zlib.error where it is damaged.
     """
     if path.suffix != ".gz":
-        return path.open(encoding="utf-8")
+        return io.TextIOWrapper(open_plain(path), encoding="utf-8")
     return io.TextIOWrapper(io.BufferedReader(_Bounded(path), 2**16), encoding="utf-8")
 
 
@@ -87,7 +113,8 @@ class _Bounded(io.RawIOBase):
     """A gzip file that ends in a ValueError before its content takes more than it may."""
 
     def __init__(self, path: Path) -> None:
-        self._file = gzip.GzipFile(path)
+        self._raw = open_plain(path)
+        self._file = gzip.GzipFile(fileobj=self._raw)
         self._left = allowed_size(path)
 
     def readable(self) -> bool:
@@ -105,6 +132,7 @@ class _Bounded(io.RawIOBase):
     def close(self) -> None:
         """Closes the file too."""
         self._file.close()
+        self._raw.close()
         super().close()
 
 
@@ -122,7 +150,8 @@ class SteadyFile:
     def at(cls, path: Path) -> "SteadyFile":
         """The file as it is now; raises UserError if it cannot be read."""
         try:
-            return cls(path, _stamp(os.stat(path)))
+            with open_plain(path) as file:
+                return cls(path, _stamp(os.fstat(file.fileno())))
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
 
@@ -134,7 +163,7 @@ class SteadyFile:
         """
         found = bytearray(size)
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with open_plain(self.path, buffering=0) as file:
                 file.seek(offset)
                 complete = _fill(file, memoryview(found))
                 steady = complete and _stamp(os.fstat(file.fileno())) == self.stamp

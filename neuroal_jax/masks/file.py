@@ -18,6 +18,7 @@ from neuroal_jax.checkpoint.safetensors import read_header
 from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import parse_json
+from neuroal_jax.files.writing import naming
 from neuroal_jax.masks.wrapped import match_names
 
 FORMAT = "neuroal-masks-1"
@@ -76,7 +77,17 @@ def save_masks(path: Path, masks: PackedMasks) -> None:
     }
     # One entry only: the library writes several in a different order each time, and equal masks shall be equal files.
     metadata = {_ENTRY: json.dumps(header, sort_keys=True)}
-    save_file({name: np.ascontiguousarray(packed) for name, packed in masks.packed.items()}, path, metadata=metadata)
+    with naming(path):
+        save_file({name: np.ascontiguousarray(bits) for name, bits in masks.packed.items()}, path, metadata=metadata)
+
+
+def is_masks(path: Path) -> bool:
+    """Whether a file says of itself that it holds masks, whole or not."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return _ENTRY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def read_masks(path: Path) -> PackedMasks:

@@ -137,13 +137,10 @@ def _kth_smallest_half(keys: UInt16[Array, "row in"], counts: Int[Array, "row"],
 
 def _count_below(keys: UInt[Array, "row in"], bound: UInt[Array, "row"]) -> Int[Array, "row"]:
     """How many keys of each row are below its bound."""
-    # XLA does not vectorise a sum along rows on a CPU, but it does what is added up element by element before it.
+    # XLA does not vectorise a sum along rows on a CPU, but it does a sum of pieces of a row, element by element.
     pieces = max(1, min(_PIECES.get(jax.default_backend(), 1), keys.shape[1] // _LANES))
     even = keys.shape[1] // pieces * pieces
-
-    def below(part: UInt[Array, "row some"]) -> UInt[Array, "row some"]:
-        return (part < bound[:, None]).astype(keys.dtype)
-
-    folded = sum(below(part) for part in jnp.split(keys[:, :even], pieces, axis=1))
-    rest = below(keys[:, even:])
+    parts = keys[:, :even].reshape(len(keys), pieces, even // pieces)
+    folded = jnp.sum(parts < bound[:, None, None], axis=1, dtype=keys.dtype)
+    rest = keys[:, even:] < bound[:, None]
     return jnp.sum(folded, axis=1, dtype=jnp.int32) + jnp.sum(rest, axis=1, dtype=jnp.int32)

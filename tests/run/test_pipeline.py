@@ -286,14 +286,17 @@ def test_overwrite_replaces_a_run_and_keeps_other_files(llama, tokens, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_a_failure_in_the_middle_leaves_nothing(llama, tokens, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing_but_the_state_to_go_on_from(llama, tokens, tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device", str(tmp_path / "out"))
 
-    monkeypatch.setattr("neuroal_jax.run.pipeline.save_masks", fail)
-    with pytest.raises(neuroal_jax.UserError, match="No space left"):
-        run(llama, tokens, tmp_path / "out", save_model=str(tmp_path / "model"), allocation="uniform")
-    assert list(tmp_path.iterdir()) == []
+    options = {"save_model": str(tmp_path / "model"), "allocation": "uniform", "pruner": "magnitude", "eval": "none"}
+    with monkeypatch.context() as patch, pytest.raises(neuroal_jax.UserError, match="No space left"):
+        patch.setattr("neuroal_jax.run.pipeline.save_masks", fail)
+        run(llama, tokens, tmp_path / "out", **options)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.resume"]
+    run(llama, tokens, tmp_path / "out", **options, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "model", ".model.neuroal-files.json"}
 
 
 def test_activations_that_overflow_are_named(make_llama, tokens, tmp_path):
