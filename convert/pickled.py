@@ -36,7 +36,8 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
         if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
             reason = f"it asks for {forbidden[1]}, which a dict of tensors does not need"
             raise UserError(f"{path} is refused ({reason}): unpickling it could run code") from error
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        inner = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+        reason = (inner[1] if inner else str(error).strip().split("\n")[0])[:200] or type(error).__name__
         raise UserError(f"{path} is no complete file of torch.save ({reason}): download it again") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} holds {_describe(content)}, expected a dict of tensors")
