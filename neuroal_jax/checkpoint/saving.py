@@ -31,8 +31,9 @@ def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str
         header, start = read_header(file.path)
         with (directory / file.path.name).open("wb") as new:
             new.write(file.read(0, start))
-            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            for stored, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 begin, end = entry["data_offsets"]
+                name = source.names.get(stored, stored)
                 if name in changed:
                     array = edit(name, source.read(name))
                     # safetensors expects row-major bytes; a transposed view would write the wrong order.

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from neuroal_jax.checkpoint.safetensors import read_header
-from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests
+from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests, parameter_names
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import parse_json
 
@@ -174,6 +174,7 @@ def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -
 
 def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
     """Raises UserError unless `source` holds the very weights that the masks were computed from."""
+    source.rename(parameter_names(source.infos, masks.packed))
     check_fit(masks, source.infos, model)
     if combine(digests(masks.packed, source.read)) != masks.source:
         raise UserError(
@@ -187,6 +188,7 @@ def check_pruned(masks: PackedMasks, source: TensorSource, model: str) -> None:
 
     Kept weights that are zero anyway are counted in the file and stay allowed, by number.
     """
+    source.rename(parameter_names(source.infos, masks.packed))
     check_fit(masks, source.infos, model)
     problems = []
     for name in masks.packed:
