@@ -7,18 +7,18 @@ from neuroal_jax.models import FAMILIES, family_of
 
 VICUNA = {"_name_or_path": "lmsys/vicuna-7b-v1.5", "model_type": "llama", "vocab_size": 32064}
 INSIDE = {
-    "llava": ({"model_type": "llava", "text_config": VICUNA}, "llama", "text_config.model_type is 'llama'.*lmsys/vicuna"),
+    "llava": ({"model_type": "llava", "text_config": VICUNA}, "llama", "is 'llama'.*lmsys/vicuna"),
     "llava next": ({"model_type": "llava_next", "text_config": {"model_type": "mistral"}}, "mistral", "text_config"),
-    "llava onevision": ({"model_type": "llava_onevision", "text_config": {"model_type": "qwen2"}}, "qwen2", "text_config"),
+    "onevision": ({"model_type": "llava_onevision", "text_config": {"model_type": "qwen2"}}, "qwen2", "text_config"),
     "an old llava": ({"model_type": "llava_llama", "mm_vision_tower": "openai/clip"}, "llama", "around a text model"),
-    "mllama": ({"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}}, "llama", "mllama_text_model"),
+    "mllama": ({"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}}, "llama", "mllama_text"),
     "paligemma": ({"model_type": "paligemma", "text_config": {"model_type": "gemma2"}}, "gemma2", "text_config"),
     "mistral3": ({"model_type": "mistral3", "text_config": {"model_type": "mistral"}}, "mistral", "text_config"),
     "idefics2": ({"model_type": "idefics2", "text_config": {"model_type": "mistral"}}, "mistral", "text_config"),
     "qwen2_vl, flat": ({"model_type": "qwen2_vl", "vision_config": {}}, "qwen2", "around a text model"),
-    "qwen2.5 vl": ({"model_type": "qwen2_5_vl", "text_config": {"model_type": "qwen2_5_vl_text"}}, "qwen2", "text_config"),
+    "2.5 vl": ({"model_type": "qwen2_5_vl", "text_config": {"model_type": "qwen2_5_vl_text"}}, "qwen2", "2_5_vl_text"),
     "qwen3 vl": ({"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3_vl_text"}}, "qwen3", "text_config"),
-    "internvl": ({"model_type": "internvl_chat", "llm_config": {"model_type": "qwen2"}}, "qwen2", "llm_config.model_type"),
+    "internvl": ({"model_type": "internvl_chat", "llm_config": {"model_type": "qwen2"}}, "qwen2", "llm_config"),
     "omni": (
         {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": {"model_type": "qwen2_5_omni_text"}}},
         "qwen2",
