@@ -85,7 +85,6 @@ def evaluate(
     packed = None if masks is None else masks_of(masks, source, model)
     try:
         import torch
-
         from neuroal_jax.convert.masks_to_torch import apply_masks
 
         from . import harness
@@ -194,9 +193,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: dict[str, Any]) -> None:
     out, overwrite = options.pop("out"), options.pop("overwrite")
-    directories = {"--model": options["model"], "--pruned": options["pruned"]}
-    located = [(flag, locate(model, flag)) for flag, model in directories.items() if model is not None]
-    inputs = Inputs(*located, ("--masks", options["masks"]), ("--task-data", options["task_data"]))
+    model, pruned = options["model"], options["pruned"]
+    inputs = Inputs(
+        ("--model", locate(model)),
+        ("--pruned", None if pruned is None or options["masks"] is not None else locate(pruned, "--pruned")),
+        ("--masks", options["masks"]),
+        *task_files(options["task_data"]),
+    )
     with new_json(out, format=FORMAT, overwrite=overwrite, inputs=inputs) as write:
         _quiet()
         result = evaluate(**options)
@@ -207,6 +210,12 @@ def _run(options: dict[str, Any]) -> None:
         write(result)
     if out is not None:
         print(f"written to {out}")
+
+
+def task_files(directory: str | Path | None) -> list[tuple[str, Path]]:
+    """The files of a folder of tasks' rows, each with the flag that names it."""
+    folder = Path(directory or "")
+    return [("--task-data", path) for path in folder.iterdir()] if directory is not None and folder.is_dir() else []
 
 
 def _parser() -> Parser:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from neuroal_jax.checkpoint.safetensors import read_header
-from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests
+from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests, parameter_names
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import parse_json
 from neuroal_jax.files.writing import naming
@@ -212,6 +212,7 @@ def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -
 
 def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
     """Raises UserError unless `source` holds the very weights that the masks were computed from."""
+    source.rename(parameter_names(source.infos, masks.packed))
     check_fit(masks, source.infos, model)
     if combine(digests(masks.packed, source.read)) != masks.source:
         raise UserError(
@@ -222,6 +223,7 @@ def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
 
 def check_pruned(masks: PackedMasks, source: TensorSource, model: str, *, exact: bool = True) -> dict[str, int]:
     """`check_zeros` of a checkpoint; raises UserError too if the masks are not of such a model."""
+    source.rename(parameter_names(source.infos, masks.packed))
     check_fit(masks, source.infos, model)
     return check_zeros(masks, lambda name: source.read(name) == 0, model, exact=exact)
 

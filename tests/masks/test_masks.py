@@ -463,13 +463,13 @@ def test_a_model_is_not_replaced_by_its_own_pruned_copy(run, llama, tmp_path, ca
     assert "same directory" in capsys.readouterr().err
 
 
-def test_save_pruned_copies_side_files_but_neither_code_nor_pickles(run, llama, tmp_path):
+def test_save_pruned_copies_what_belongs_to_the_model(run, llama, tmp_path):
     model = shutil.copytree(llama, tmp_path / "model")
     for name in ("tokenizer.json", "notes.txt", "modeling_x.py", "pytorch_model.bin", "old.pt"):
         (model / name).write_bytes(b"\x00\xff" + name.encode())
     save_pruned(str(model), run, tmp_path / "out")
     found = {path.name for path in (tmp_path / "out").iterdir()}
-    assert found == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "notes.txt"}
+    assert found == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     for name in found - {"model.safetensors"}:
         assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
     assert "spars" not in (tmp_path / "out" / "config.json").read_text()
