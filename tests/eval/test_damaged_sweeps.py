@@ -25,8 +25,12 @@ def swept(llama, tokens, tmp_path_factory):
     assert run_sweep(given_arguments) == 0
     values = sweep.parse_arguments(given_arguments)
     values.pop("dry_run")
-    (run,), _ = grid.plan(values, out)
+    (run,), _ = planned(values, out)
     return values, run, out
+
+
+def planned(values, out):
+    return grid.plan({name: value for name, value in values.items() if name not in ("config", "dry_run")}, out)
 
 
 def damaged(data, text):
@@ -61,11 +65,11 @@ def test_yaml_of_a_sweep(tmp_path_factory, data):
     path = root / "sweep.yaml"
     path.write_bytes(damaged(data, json.dumps(valid)))
 
-    def planned():
+    def read():
         values = sweep.parse_arguments(["--config", str(path)])
-        return accuracy.take_zero_shot(values), grid.plan({**values, "dry_run": False}, root)
+        return accuracy.take_zero_shot(values), planned(values, root)
 
-    found = refused_or(planned)
+    found = refused_or(read)
     if found is not None:
         zero_shot, (runs, _) = found
         assert zero_shot.limit is None or 0 < zero_shot.limit < 2**31
