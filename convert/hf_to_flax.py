@@ -8,6 +8,9 @@ from neuroal_jax.command.process import as_process
 if __name__ == "__main__":
     as_process(__spec__.name)  # before the imports that take a moment
 
+import os
+import re
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,9 +18,13 @@ from pathlib import Path
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import path_to, refuse_same_directory
+from neuroal_jax.errors import UserError
 from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.staging import staged
 from neuroal_jax.files.writing import write_json
+from neuroal_jax.machine.memory import is_exhausted
+
+_WAIT, _MOST_WAITS = 0.1, 50  # seconds, and how often
 
 
 def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
@@ -47,11 +54,34 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
     inputs = Inputs(("--model", checkpoint.path))
     with staged(out, overwrite=overwrite, marker="config.json", flag="--out", inputs=inputs) as staging:
         arrays = {path: np.ascontiguousarray(array) for path, array in flax_params(checkpoint).items()}
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save((staging / PARAMS).absolute(), unflatten_dict(arrays, sep="."))
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                checkpointer.save((staging / PARAMS).absolute(), unflatten_dict(arrays, sep="."))
+        except BaseException as error:  # Orbax and TensorStore raise many kinds
+            _wait_for_writes(staging)
+            if is_exhausted(error) or not isinstance(error, Exception):
+                raise
+            raise UserError(f"--out {out} cannot be written ({_reason(error)})") from error
         write_json(staging / DIGESTS, file_digests(staging / PARAMS))
         copy_side_files(checkpoint.path, staging)
         checkpoint.check_unchanged()
+
+
+def _wait_for_writes(directory: Path) -> None:
+    """Waits, a moment at most, until the threads that TensorStore leaves behind make no more files in a directory."""
+    before = None
+    for _ in range(_MOST_WAITS):
+        now = {str(path) for path in directory.rglob("*")}
+        if now == before:
+            return
+        before = now
+        time.sleep(_WAIT)
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, if TensorStore tells it."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else str(error)[:200]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

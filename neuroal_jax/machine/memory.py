@@ -13,7 +13,7 @@ from neuroal_jax.errors import UserError
 
 LOWER = "lower --nsamples, --search-samples, --candidate-batch or --seqlen, or give it more memory"
 _UNLIMITED = 2**60
-_THREADS_BYTES = 256 * 2**20  # address space of the stacks and heaps of threads to come
+_THREADS_BYTES = 384 * 2**20  # address space of threads to come and of compiled programs
 _LIBRARIES_BYTES = 2**30  # address space of what is imported
 _CORE_BYTES = 32 * 2**20  # and for each core, of the threads that the libraries start
 _CGROUPS = Path("/sys/fs/cgroup")

@@ -3,6 +3,9 @@
 import json
 import shutil
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.checkpoint.tensors import is_finite
 from neuroal_jax.finetune import flax_params
 from neuroal_jax.models.family import expand
+
+ROOT = Path(__file__).parents[2]
 
 
 def bits(array):
@@ -463,3 +468,11 @@ def test_the_widths_of_a_blocks_inputs_are_those_of_its_forward_pass(make_llama,
     model = load_model(str(checkpoint.path))
     _, inputs = model.blocks[0](model.stem(np.arange(5)[None]))
     assert checkpoint.input_widths() == {name: x.shape[-1] for name, x in inputs.items()}
+
+
+def test_a_full_disk_under_orbax_is_one_line_and_leaves_nothing(llama, tmp_path):
+    command = f"ulimit -f 16; exec {sys.executable} -m convert.hf_to_flax --model {llama} --out {tmp_path / 'flax'}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == f"error: --out {tmp_path / 'flax'} cannot be written (File too large)\n"
+    assert list(tmp_path.iterdir()) == []

@@ -99,10 +99,15 @@ def test_a_signal_during_imports_ends_in_one_line(tmp_path, number, module):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_program_that_is_over_keeps_its_exit_code():
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_program_that_is_over_keeps_its_exit_code(moment):
+    """Whether a signal comes before or after Python takes down its handlers."""
     program = (
         "import atexit, os, signal\nfrom neuroal_jax.command.process import as_process\n"
-        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\nas_process('neuroal_jax.report.page')"
+        "class Late:\n    kill, pid, number = staticmethod(os.kill), os.getpid(), signal.SIGTERM\n"
+        "    def __del__(self):\n        self.kill(self.pid, self.number)\n"
+        + ("late = Late()\n" if moment == "after" else "atexit.register(Late().__del__)\n")
+        + "as_process('neuroal_jax.report.page')"
     )
     done = subprocess.run([sys.executable, "-c", program, "nowhere"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
