@@ -9,11 +9,12 @@ if __name__ == "__main__":
     as_process(__spec__.name)  # before the imports that take a moment
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import refuse_same_directory
+from neuroal_jax.command.values import path_to, refuse_same_directory
 from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.staging import staged
 from neuroal_jax.files.writing import write_json
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = Parser(prog="python -m convert.hf_to_flax", description="Write a checkpoint in Flax.")
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
-    parser.add_argument("--out", required=True, type=Path, help="directory to write")
+    parser.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
 
     def work() -> None:

@@ -29,7 +29,7 @@ from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.command.config import all_options
 from neuroal_jax.command.parser import Parser, add_options, read_yaml
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import flag
+from neuroal_jax.command.values import flag, path_to, shown
 from neuroal_jax.data.sources import files_of
 from neuroal_jax.data.texts import PAPER_TEXTS
 from neuroal_jax.errors import UserError, shorten
@@ -46,7 +46,7 @@ from .cost import PAPER_MODELS
 from .grid import AXES, Run, list_items, plan
 from .table import TABLES, check_tables, describe, markdown, write_tables
 from .zero_shot import FORMAT as ZERO_SHOT_FORMAT
-from .zero_shot import TASKS
+from .zero_shot import TASKS, task_files
 
 DEFAULTS: dict[str, list[Any]] = {"pruners": ["wanda"], "top_ups": ["uniform", "neuroal"], "seeds": [0]}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -121,13 +121,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     from_file = {} if file is None else read_yaml(Path(file), [*AXES, "out", "preset", *ZERO_SHOT, *shared])
     preset = given.pop("preset", None) or from_file.pop("preset", None)
     if preset not in (None, *PRESETS):
-        raise UserError(f"--preset {preset} is unknown: expected one of {', '.join(PRESETS)}")
+        raise UserError(f"--preset {shown(preset)} is unknown: expected one of {', '.join(PRESETS)}")
     values = {**DEFAULTS, **PRESETS.get(str(preset), {}), **from_file, **given, "config": file, "dry_run": dry_run}
     for name in (*AXES, "out"):
         if values.get(name) is None:
             raise UserError(f"{flag(name)} is missing (see --help)")
     for name in AXES:
         values[name] = list_items(name, values[name])
+    values["out"] = str(path_to("out", values["out"]))
     return values
 
 
@@ -171,7 +172,8 @@ def run_all(runs: list[Run], out: Path, zero_shot: ZeroShot, start: Start) -> No
 
 def inputs_of(runs: Sequence[Run], config_file: str | None, zero_shot: ZeroShot) -> Inputs:
     """All that a sweep reads; models on the Hub are left to their runs."""
-    found: dict[tuple[str, str | None], None] = {("--config", config_file): None, ("--task-data", zero_shot.data): None}
+    found: dict[tuple[str, str | Path | None], None] = dict.fromkeys([("--config", config_file)])
+    found |= dict.fromkeys(task_files(zero_shot.data))
     for run in runs:
         config = run.config
         top_up = None if config.allocation in ALLOCATIONS else config.allocation
@@ -187,9 +189,7 @@ def protect_inputs(out: Path, runs: Sequence[Run], inputs: Inputs) -> None:
     for directory in (logs, *dict.fromkeys(out / Path(run.name).parts[0] for run in runs)):
         found = inputs.holding(directory)
         if found is not None:
-            raise UserError(
-                f"--out {out}: {directory} would be written to, but it lies in {found}: choose another --out"
-            )
+            raise UserError(f"--out {out}: {directory} would lie in {found}: choose another")
     files = [log_of(logs, run).with_suffix(suffix) for run in runs for suffix in (".log", ".yaml")]
     inputs.protect([*files, *(out / name for name in TABLES)], "--out")
     for path in files:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class SafetensorsSource:
         self.steady = [SteadyFile.at(path) for path in self.files]
         self.infos: dict[str, TensorInfo] = {}
         self._places: dict[str, tuple[SteadyFile, int]] = {}
+        self.names: dict[str, str] = {}  # of tensors that are called otherwise than in their file, by the name there
         for file in self.steady:
             header, start = read_header(file.path)
             for name, entry in header.items():
@@ -56,6 +58,13 @@ class SafetensorsSource:
         file, offset = self._places[name]
         dtype = FLOAT_DTYPES[info.dtype]
         return np.frombuffer(file.read(offset, info.size * dtype.itemsize), dtype).reshape(info.shape)
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Gives tensors other names from now on, from the present ones; files stay as they are."""
+        stored = {now: name for name, now in self.names.items()}
+        for old, new in names.items():
+            self.infos[new], self._places[new] = self.infos.pop(old), self._places.pop(old)
+            self.names[stored.get(old, old)] = new
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -36,8 +36,9 @@ def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str
         path = directory / file.path.name
         with naming(path), path.open("wb") as new:
             new.write(file.read(0, start))
-            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            for stored, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 begin, end = entry["data_offsets"]
+                name = source.names.get(stored, stored)
                 if name in changed:
                     array = edit(name, source.read(name))
                     # safetensors expects row-major bytes; a transposed view would write the wrong order.

@@ -32,10 +32,16 @@ def as_process(module: str) -> NoReturn:
 
 def _run(module: str) -> int:
     from neuroal_jax.command.program import run_program
+    from neuroal_jax.machine.memory import refuse_small_address_space
 
     codes: list[int] = []
+
+    def work() -> None:
+        refuse_small_address_space()
+        codes.append(import_module(module).main())
+
     try:
-        return run_program(lambda: codes.append(import_module(module).main())) or codes[0]
+        return run_program(work) or codes[0]
     except SystemExit as end:  # of --help
         return run_program(lambda: None) if end.code in (None, 0) else 1
 

@@ -90,8 +90,8 @@ class _Target:
         others = {name for name in present - earlier.ours if Path(name).parts[0] != own} | earlier.changed
         if others:
             raise UserError(
-                f"{self.flag} {self.named} holds files that no earlier run is known to have written, or that changed "
-                f"since ({shorten(sorted(others))} exists already): move them away, or choose another directory"
+                f"{self.flag} {self.named} already holds files that no earlier run is known to have written, or that "
+                f"changed since ({shorten(sorted(others))} exists already): move them away, or choose another directory"
             )
         if earlier.ours and not self.overwrite:
             raise self._holds_a_result()

@@ -116,3 +116,11 @@ def test_every_installed_program_is_one():
         module, _, name = place.partition(":")
         assert module == process.__name__, script
         assert callable(getattr(process, name))
+
+
+@pytest.mark.parametrize("kilobytes", [150_000, 300_000, 600_000])
+def test_too_small_an_address_space_is_one_line(kilobytes):
+    code, _, error = shell(f"ulimit -v {kilobytes}; $P neuroal_jax.prune --model demo --sparsity 0.5 --dry-run")
+    assert code == 2
+    assert error.startswith("error: out of memory")
+    assert error.count("\n") == 1
