@@ -1,5 +1,6 @@
 """The mask file and its PyTorch side."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -283,6 +284,10 @@ def wrappers():
             layer.mlp.down_proj = hold(base_layer=down, lora_A=hold(default=torch.nn.Linear(4, 4)))
         return hold(base_model=hold(model=model))
 
+    def with_copy(model):
+        model.average = copy.deepcopy(model)
+        return model
+
     def compile_layers(model):
         for number, layer in enumerate(model.model.layers):
             model.model.layers[number] = torch.compile(layer)
@@ -296,11 +301,13 @@ def wrappers():
         "FSDP": lambda model: hold(_fsdp_wrapped_module=model),
         "PEFT": adapt,
         "a trainer": lambda model: hold(model=model, head=torch.nn.Linear(4, 4)),
+        "with a copy of itself": with_copy,
         "the inner model": lambda model: model.model,
     }
 
 
-WRAPPERS = ["compile", "compiled layers", "DataParallel", "both", "FSDP", "PEFT", "a trainer", "the inner model"]
+WRAPPERS = ["compile", "compiled layers", "DataParallel", "both", "FSDP", "PEFT", "a trainer"]
+WRAPPERS += ["with a copy of itself", "the inner model"]
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
