@@ -13,7 +13,15 @@ from neuroal_jax.checkpoint.locate import locate
 from neuroal_jax.checkpoint.orbax import OrbaxSource, is_orbax
 from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.checkpoint.saving import Edit, copy_edited, copy_side_files, write_checkpoint
-from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorSource, combine, digests, is_finite, parameter_names
+from neuroal_jax.checkpoint.tensors import (
+    FLOAT_DTYPES,
+    TensorSource,
+    combine,
+    digests,
+    is_finite,
+    is_zero,
+    parameter_names,
+)
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import SteadyFile, check_steady, parse_json, read_bounded
 from neuroal_jax.models import family_of
@@ -132,6 +140,18 @@ class Checkpoint:
             "model": combine(found),
             "prunable": combine({name: digest for name, digest in found.items() if name in prunable}),
         }
+
+    def zeros(self) -> list[dict[str, np.ndarray]]:
+        """Where the prunable weights are zero, by block and linear: packed as masks are; no blocks if no weight is.
+
+        Reads every prunable tensor.
+        """
+        found: list[dict[str, np.ndarray]] = [{} for _ in range(self.num_blocks)]
+        for name, (block, linear) in self.prunable().items():
+            packed = np.packbits(is_zero(self.read(name)), axis=1)
+            # Most linears of most models have none: these share one byte.
+            found[block][linear] = packed if packed.any() else np.broadcast_to(np.uint8(0), packed.shape)
+        return found if any(packed.any() for block in found for packed in block.values()) else []
 
     def check_unchanged(self) -> None:
         """Raises UserError if config.json or a file of weights is not what it was when it was opened."""

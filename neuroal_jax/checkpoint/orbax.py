@@ -41,7 +41,8 @@ class OrbaxSource:
         import orbax.checkpoint as ocp
 
         self._path = (directory / PARAMS).absolute()
-        self.steady = [SteadyFile.at(file) for file in sorted(self._path.rglob("*")) if file.is_file()]
+        # All but directories: what is no file, Orbax would wait for.
+        self.steady = [SteadyFile.at(file) for file in sorted(self._path.rglob("*")) if not file.is_dir()]
         self._unchecked = _read_digests(directory / DIGESTS)
         self._check_files(_SMALL_BYTES)
         self._checking = threading.Lock()  # tensors are read from two threads

@@ -85,6 +85,12 @@ def is_finite(array: np.ndarray) -> bool:
     return bool(np.isfinite(array).all())
 
 
+def is_zero(array: np.ndarray) -> np.ndarray:
+    """Which elements are zero, of either sign: by their bits, as arithmetic may take the smallest numbers for zero."""
+    bits = array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
+    return np.equal(np.left_shift(bits, 1), 0)
+
+
 def digests(names: Iterable[str], read: Callable[[str], np.ndarray]) -> dict[str, str]:
     """SHA-256 of each tensor: name, dtype, shape and bytes, whatever file holds it."""
     result = {}
