@@ -7,7 +7,7 @@ from typing import Any
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.models.family import Family
-from neuroal_jax.models.hf_config import note_code, refuse_moe
+from neuroal_jax.models.hf_config import note_code, refuse_moe, transformers
 from neuroal_jax.models.unsupported import refusal
 
 # model_type -> module with a FAMILY. Imported on use: reading a plan or a mask file needs no JAX.
@@ -51,13 +51,7 @@ def _check_architectures(architectures: Any, family: Family) -> None:
     own |= {name.removesuffix("forcausallm") + "model" for name in own}  # files of a model without its head
     for name in architectures if isinstance(architectures, list) else [architectures]:
         other = not isinstance(name, str) or re.search("For(?!CausalLM)[A-Z]", name)
-        if other or (name.lower() not in own and _in_transformers(name)):
+        if other or (name.lower() not in own and name in dir(transformers())):
             raise UserError(
                 f"config.json: architectures {architectures!r} is not supported, expected {list(family.architectures)}"
             )
-
-
-def _in_transformers(name: str) -> bool:
-    import transformers
-
-    return name in dir(transformers)

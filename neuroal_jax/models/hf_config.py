@@ -1,6 +1,7 @@
 """Reading Hugging Face's config.json: an attribute is read, without effect on the forward pass, or refused by name."""
 
 import logging
+import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -71,16 +72,23 @@ def check_attributes(config: Mapping[str, Any], known: Collection[str]) -> None:
         )
 
 
+def transformers() -> Any:
+    """The library, imported where it is needed only; torch is not missing: none of this needs it."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    return transformers
+
+
 class _Defaults:
     """The default values of transformers' config class for a `model_type`."""
 
     def __init__(self, model_type: Any) -> None:
-        from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedConfig
-
+        library = transformers()
         self.name = model_type
-        lazy = model_type in CONFIG_MAPPING  # whose `get` knows none of its classes
-        self._class = CONFIG_MAPPING[model_type] if lazy else PreTrainedConfig
-        self._generation = set(GenerationConfig().to_dict())
+        known = model_type in library.CONFIG_MAPPING  # its `get` finds nothing
+        self._class = library.CONFIG_MAPPING[model_type] if known else library.PreTrainedConfig
+        self._generation = set(library.GenerationConfig().to_dict())
 
     def without_effect(self, key: str, value: Any) -> bool:
         """Whether transformers' model is the same without this attribute."""

@@ -108,6 +108,8 @@ def take_rope(config: Mapping[str, Any], head_dim: int, max_positions: int) -> R
         expected = ", ".join(_KINDS)
         raise UserError(f"config.json: rope scaling type {kind!r} is not supported, expected one of {expected}")
     theta = take_float(values, "rope_theta", high=1e30)
+    if theta < 1e-3:
+        raise UserError(f"config.json: rope_theta is {theta}, expected a number from 0.001")
     if kind == "default":
         return Rope(theta)
     # An attribute outside comes first, as in transformers.

@@ -5,6 +5,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from neuroal_jax.models.hf_config import transformers
+
 # Where a model around a text model describes it.
 _INNER = ("text_config", "llm_config", "language_config", "text_model", "language_model", "decoder")
 _AROUND = ("thinker_config", "talker_config", "model_config")  # of which some have it one level further down
@@ -69,17 +71,15 @@ def _family_in(model_type: Any, families: Collection[str]) -> str | None:
 
 def _kind(model_type: str) -> str | None:
     """What transformers knows a `model_type` as; None if it does not."""
-    from transformers.models.auto import modeling_auto as auto
-
-    if model_type in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        return "encoder-decoder"
-    if model_type in auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
-        return "multimodal"
-    if model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # encoders, which can be loaded as decoders too
-        return "other"
-    if model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "text"
-    return "other" if model_type in auto.CONFIG_MAPPING_NAMES else None
+    library = transformers()
+    tables = {"encoder-decoder": "SEQ_TO_SEQ_CAUSAL_LM", "multimodal": "MULTIMODAL_LM", "other": "MASKED_LM"}
+    try:  # encoders come before the models that can be loaded as decoders, since some of them can
+        for kind, task in {**tables, "text": "CAUSAL_LM"}.items():
+            if model_type in getattr(library.models.auto.modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES"):
+                return kind
+    except ImportError:  # the tables need torch, which may be absent
+        return "text" if model_type in library.CONFIG_MAPPING else None
+    return "other" if model_type in library.CONFIG_MAPPING else None
 
 
 def _hint(model_type: str, families: Collection[str]) -> str:

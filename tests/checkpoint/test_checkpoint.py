@@ -154,7 +154,7 @@ def test_names_without_the_name_of_the_model_inside(make_llama, tmp_path, family
     np.testing.assert_allclose(found, expected, atol=1e-4)
     checkpoint = open_checkpoint(str(directory))
     assert checkpoint.hashes() == open_checkpoint(str(usual)).hashes()
-    # What is saved keeps the names of the file; masks have the names of transformers' parameters.
+    # What is saved keeps the names of the file.
     (tmp_path / "saved").mkdir()
     checkpoint.save_edited(tmp_path / "saved", lambda name, weight: np.zeros_like(weight))
     saved, stored = load_file(tmp_path / "saved" / "model.safetensors"), load_file(directory / "model.safetensors")
@@ -162,6 +162,32 @@ def test_names_without_the_name_of_the_model_inside(make_llama, tmp_path, family
     pruned = {rename(name) for name in checkpoint.prunable()}
     assert {name for name, array in saved.items() if not array.any()} >= pruned
     assert all(np.array_equal(saved[name], stored[name]) for name in set(stored) - pruned)
+
+
+def test_masks_have_the_names_of_parameters_and_fit_files_with_other_names(make_llama, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from convert.masks_to_torch import apply_masks, save_pruned, verify
+    from neuroal_jax.checkpoint.tensors import combine, digests
+    from neuroal_jax.masks.file import PackedMasks, load_masks, save_masks
+
+    directory = renamed(make_llama(family="OPT"), lambda name: name.removeprefix("model."))
+    checkpoint = open_checkpoint(str(directory))
+    kept = {name: checkpoint.read(name) > 0 for name in checkpoint.prunable()}
+    assert all(name.startswith("model.decoder.") for name in kept)
+    packed = {name: np.packbits(mask, axis=1) for name, mask in kept.items()}
+    widths = {name: mask.shape[1] for name, mask in kept.items()}
+    source = combine(digests(kept, checkpoint.read))
+    save_masks(tmp_path / "masks.safetensors", PackedMasks(packed, widths, {}, source, {}))
+    save_pruned(str(directory), tmp_path / "masks.safetensors", tmp_path / "pruned")
+    verify(str(tmp_path / "pruned"), tmp_path / "masks.safetensors")
+    saved = load_file(tmp_path / "pruned" / "model.safetensors")
+    assert saved.keys() == load_file(directory / "model.safetensors").keys()
+    model = apply_masks(AutoModelForCausalLM.from_pretrained(directory), tmp_path / "masks.safetensors")
+    for name, mask in load_masks(tmp_path / "masks.safetensors").items():
+        pruned = model.get_parameter(name).detach().numpy()
+        np.testing.assert_array_equal(pruned != 0, mask)
+        np.testing.assert_array_equal(saved[name.removeprefix("model.")], pruned)
 
 
 def test_two_tensors_that_are_one_to_transformers_are_refused(llama, tmp_path):

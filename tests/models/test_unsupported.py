@@ -65,3 +65,15 @@ def test_another_architecture_is_told_what_it_is(config, message):
 def test_a_typing_error_is_recognised(typo, meant):
     with pytest.raises(UserError, match=f"did you mean '{meant}'"):
         family_of({"model_type": typo})
+
+
+def test_without_torch_less_is_told(monkeypatch):
+    class Absent:
+        def __getattribute__(self, name):
+            raise ImportError("modeling_auto requires PyTorch")
+
+    monkeypatch.setattr("transformers.models.auto.modeling_auto", Absent())
+    with pytest.raises(UserError, match="model_type 't5' is not supported, expected one of gemma"):
+        family_of({"model_type": "t5"})
+    with pytest.raises(UserError, match="did you mean 'llama'"):
+        family_of({"model_type": "lama"})
