@@ -8,15 +8,23 @@ from neuroal_jax.command.process import as_process
 if __name__ == "__main__":
     as_process(__spec__.name)  # before the imports that take a moment
 
+import os
+import re
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import refuse_same_directory
+from neuroal_jax.command.values import path_to, refuse_same_directory
+from neuroal_jax.errors import UserError
 from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.staging import staged
 from neuroal_jax.files.writing import write_json
+from neuroal_jax.machine.memory import is_exhausted
+
+_WAIT, _MOST_WAITS = 0.1, 50  # seconds, and how often
 
 
 def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
@@ -46,18 +54,41 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
     inputs = Inputs(("--model", checkpoint.path))
     with staged(out, overwrite=overwrite, marker="config.json", flag="--out", inputs=inputs) as staging:
         arrays = {path: np.ascontiguousarray(array) for path, array in flax_params(checkpoint).items()}
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save((staging / PARAMS).absolute(), unflatten_dict(arrays, sep="."))
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                checkpointer.save((staging / PARAMS).absolute(), unflatten_dict(arrays, sep="."))
+        except BaseException as error:  # Orbax and TensorStore raise many kinds
+            _wait_for_writes(staging)
+            if is_exhausted(error) or not isinstance(error, Exception):
+                raise
+            raise UserError(f"--out {out} cannot be written ({_reason(error)})") from error
         write_json(staging / DIGESTS, file_digests(staging / PARAMS))
         copy_side_files(checkpoint.path, staging)
         checkpoint.check_unchanged()
+
+
+def _wait_for_writes(directory: Path) -> None:
+    """Waits, a moment at most, until the threads that TensorStore leaves behind make no more files in a directory."""
+    before = None
+    for _ in range(_MOST_WAITS):
+        now = {str(path) for path in directory.rglob("*")}
+        if now == before:
+            return
+        before = now
+        time.sleep(_WAIT)
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, if TensorStore tells it."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else str(error)[:200]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = Parser(prog="python -m convert.hf_to_flax", description="Write a checkpoint in Flax.")
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
-    parser.add_argument("--out", required=True, type=Path, help="directory to write")
+    parser.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
 
     def work() -> None:

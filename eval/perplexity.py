@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import sources
+from neuroal_jax.command.values import path_to, positive, sources
 from neuroal_jax.data.texts import PAPER_TEXTS, TEXTS
 from neuroal_jax.errors import UserError
 
@@ -87,7 +88,8 @@ def in_torch(model: str, dtype: str, masks: Path | None) -> Perplexity:
         loss = torch.cat(losses).mean().item()
         if not np.isfinite(loss):
             raise UserError(f"the loss of {model} is {loss} in {dtype}: try --dtype float32, or another checkpoint")
-        return float(np.exp(loss))
+        with np.errstate(over="ignore"):  # as `walk.perplexity`
+            return float(np.exp(loss))
 
     return perplexity
 
@@ -95,10 +97,10 @@ def in_torch(model: str, dtype: str, masks: Path | None) -> Perplexity:
 def next_token_losses(logits: "torch.Tensor", ids: "torch.Tensor") -> "torch.Tensor":
     """The loss of every token but the first, in nats: logits `[n, t, vocabulary]`, ids `[n, t]`, losses `[n, t - 1]`.
 
-    Sums over the vocabulary along contiguous memory: over any other axis PyTorch adds up number after number in fp32,
-    which is wrong in the fourth decimal for large vocabularies, and its `log_softmax` loses a digit as well.
+    By `logsumexp`, which adds up in pairs. PyTorch's `cross_entropy` and `log_softmax` add number after number in fp32:
+    for large vocabularies that is wrong in the fourth decimal, or in the fifth where the vocabulary is the last axis.
     """
-    logits = logits.float().contiguous()
+    logits = logits.float()
     chosen = logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
     return logits.logsumexp(-1)[:, :-1] - chosen
 
@@ -137,17 +139,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = Parser(prog="python -m eval.perplexity", description="Token perplexity of a model, dense or pruned.")
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
-    parser.add_argument("--masks", type=Path, help="masks.safetensors of this model: measure it pruned")
+    parser.add_argument(
+        "--masks", type=partial(path_to, "masks"), help="masks.safetensors of this model: measure it pruned"
+    )
     parser.add_argument(
         "--text",
         metavar="LIST",
         help=f"{', '.join(TEXTS)}, or files as for --eval of the pruner; wikitext2=FILE treats a local file as "
         f"the text of that name (default: {','.join(PAPER_TEXTS)}; demo for the demo model)",
     )
-    parser.add_argument("--seqlen", type=positive, default=None, help="tokens per window (default: 2048; 128 for demo)")
+    parser.add_argument(
+        "--seqlen", type=partial(positive, "seqlen"), help="tokens per window (default: 2048; 128 for demo)"
+    )
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="compute dtype")
     parser.add_argument("--backend", default="jax", choices=BACKENDS, help="whose forward pass")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results here, as JSON")
+    parser.add_argument(
+        "--out", type=partial(path_to, "out"), metavar="FILE", help="also write the results here, as JSON"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     return run_program(lambda: measure(parser.parse_args(arguments)))
 
@@ -193,11 +201,3 @@ def _measure(options: argparse.Namespace, checkpoint: "Checkpoint", names: list[
         "texts": texts,
         "versions": versions(),
     }
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number

@@ -29,7 +29,7 @@ from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.command.config import all_options
 from neuroal_jax.command.parser import Parser, add_options, read_yaml
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import flag
+from neuroal_jax.command.values import flag, path_to, shown
 from neuroal_jax.data.sources import files_of
 from neuroal_jax.data.texts import PAPER_TEXTS
 from neuroal_jax.errors import UserError, shorten
@@ -121,13 +121,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     from_file = {} if file is None else read_yaml(Path(file), [*AXES, "out", "preset", *ZERO_SHOT, *shared])
     preset = given.pop("preset", None) or from_file.pop("preset", None)
     if preset not in (None, *PRESETS):
-        raise UserError(f"--preset {preset} is unknown: expected one of {', '.join(PRESETS)}")
+        raise UserError(f"--preset {shown(preset)} is unknown: expected one of {', '.join(PRESETS)}")
     values = {**DEFAULTS, **PRESETS.get(str(preset), {}), **from_file, **given, "config": file, "dry_run": dry_run}
     for name in (*AXES, "out"):
         if values.get(name) is None:
             raise UserError(f"{flag(name)} is missing (see --help)")
     for name in AXES:
         values[name] = list_items(name, values[name])
+    values["out"] = str(path_to("out", values["out"]))
     return values
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.reading import number
 from neuroal_jax.files.writing import replace_text
 from neuroal_jax.report.page import REPORT, is_report, sweep_report
 
@@ -19,7 +20,11 @@ TAIL = ("search_seconds", "prune_seconds", "host_peak_mib", "device_peak_mib", "
 
 
 def describe(run: Run, manifest: Mapping[str, Any] | None, error: str = "") -> dict[str, Any]:
-    """A row of the table."""
+    """A row of the table.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError, OverflowError: If the manifest is none of this version.
+    """
     row: dict[str, Any] = dict.fromkeys((*HEAD, *TAIL))
     row |= {"model": run.model, "pruner": run.config.pruner, "top_up": run.top_up, "error": error}
     row |= {"sparsity": run.config.sparsity, "seed": run.config.seed}
@@ -27,14 +32,14 @@ def describe(run: Run, manifest: Mapping[str, Any] | None, error: str = "") -> d
         return row
     seconds, memory, token_ppl = manifest["seconds"], manifest["memory_bytes"], manifest["token_ppl"]
     return row | {
-        "achieved": manifest["sparsity"]["achieved"],
-        "lambda_block": manifest["lambda_block"],
-        "lambda_row": manifest["lambda_row"],
-        "seqlen": token_ppl["seqlen"],
+        "achieved": number(manifest["sparsity"]["achieved"]),
+        "lambda_block": _rounded(manifest["lambda_block"]),
+        "lambda_row": _rounded(manifest["lambda_row"]),
+        "seqlen": round(number(token_ppl["seqlen"])),
         **_perplexities(token_ppl["texts"]),
         "search_seconds": _rounded(seconds.get("search", 0.0), 1),
         "prune_seconds": _rounded(seconds["prune"], 1),
-        "host_peak_mib": round(memory["host_peak"] / 2**20),
+        "host_peak_mib": round(number(memory["host_peak"]) / 2**20),
         "device_peak_mib": _rounded(memory["device_peak"], 0, 2**20),
     }
 
@@ -48,8 +53,8 @@ def _perplexities(texts: Mapping[str, Mapping[str, Any]]) -> dict[str, float | N
     }
 
 
-def _rounded(value: float | None, digits: int, unit: float = 1.0) -> float | None:
-    return None if value is None else round(value / unit, digits)
+def _rounded(value: Any, digits: int = 99, unit: float = 1.0) -> float | None:
+    return None if value is None else round(number(value) / unit, digits)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

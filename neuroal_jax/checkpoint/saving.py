@@ -1,5 +1,6 @@
 """Writing a checkpoint as Hugging Face has it, some tensors edited, all else as it was. Without JAX or torch."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import BinaryIO
 import numpy as np
 from safetensors.numpy import save_file
 
+from neuroal_jax.checkpoint.listing import TEMPLATES, is_side_file
 from neuroal_jax.checkpoint.safetensors import INDEX, SINGLE, SafetensorsSource, read_header
 from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorSource
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import open_plain
 from neuroal_jax.files.writing import naming, write_json
 
+log = logging.getLogger("neuroal_jax")
+
 DIGESTS = "params_sha256.json"  # of an Orbax checkpoint's files, which have no checksums of their own
-_NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".py"}
 _SHARD_BYTES = 5 * 10**9
 _CHUNK_BYTES = 2**24
 
@@ -33,8 +36,9 @@ def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str
         path = directory / file.path.name
         with naming(path), path.open("wb") as new:
             new.write(file.read(0, start))
-            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            for stored, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 begin, end = entry["data_offsets"]
+                name = source.names.get(stored, stored)
                 if name in changed:
                     array = edit(name, source.read(name))
                     # safetensors expects row-major bytes; a transposed view would write the wrong order.
@@ -67,11 +71,22 @@ def _read_piece(file: BinaryIO, path: Path) -> bytes:
 
 
 def copy_side_files(source: Path, directory: Path) -> None:
-    """Copies config, tokenizer and other small files of a checkpoint's top level, never weights or code."""
-    for path in sorted(source.iterdir()):
-        skipped = path.suffix in _NOT_COPIED or path.name.endswith((".safetensors.index.json", DIGESTS))
-        if path.is_file() and not skipped and not path.name.startswith("."):  # what programs keep for themselves
-            copy_file(path, directory / path.name)
+    """Copies what belongs to a model besides its weights: config, tokenizer, chat templates, license.
+
+    A link is followed to where the config lies, as in the Hub's cache, and within the directory; what else it leads to
+    may be anything, and is left out.
+    """
+    inside, beside_config = Path(os.path.realpath(source)), Path(os.path.realpath(source / "config.json")).parent
+    for path in sorted([*source.iterdir(), *(source / TEMPLATES).glob("*.jinja")]):
+        name = path.relative_to(source)
+        if not path.is_file() or not is_side_file(name.as_posix()):
+            continue
+        real = Path(os.path.realpath(path))
+        if not real.is_relative_to(inside) and real.parent != beside_config:
+            log.warning("%s is not copied: it is a link out of the model's directory", path)
+            continue
+        (directory / name).parent.mkdir(exist_ok=True)
+        copy_file(path, directory / name)
 
 
 def write_checkpoint(source: TensorSource, directory: Path, edited: Iterable[str], edit: Edit) -> None:

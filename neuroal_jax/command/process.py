@@ -3,6 +3,7 @@
 Quick to import: it comes before all that a program needs.
 """
 
+import atexit
 import io
 import os
 import signal
@@ -13,13 +14,15 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from neuroal_jax.errors import UserError
-from neuroal_jax.machine.interrupts import INTERRUPTED, interrupts
+from neuroal_jax.machine.interrupts import INTERRUPTED, SIGNALS, interrupts
 
 
 def as_process(module: str) -> NoReturn:
     """Imports a program's module, runs its `main` and ends the process with its exit code."""
     _mend_streams()
+    atexit.register(_ignore_signals)  # first, so that it is last: Python then gives signals their defaults back
     threading.excepthook = _report_thread
+    sys.unraisablehook = lambda lost: None  # what a destructor raises, when all that matters was said
     code = INTERRUPTED
     try:
         with interrupts() as state:
@@ -31,24 +34,38 @@ def as_process(module: str) -> NoReturn:
 
 
 def _run(module: str) -> int:
-    from neuroal_jax.command.program import run_program
+    import logging
 
+    from neuroal_jax.command.program import run_program
+    from neuroal_jax.machine.memory import refuse_small_address_space
+
+    for library in ("absl", "asyncio"):  # they print what they raise too, with tracebacks
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     codes: list[int] = []
+
+    def work() -> None:
+        refuse_small_address_space()
+        codes.append(import_module(module).main())
+
     try:
-        return run_program(lambda: codes.append(import_module(module).main())) or codes[0]
+        return run_program(work) or codes[0]
     except SystemExit as end:  # of --help
         return run_program(lambda: None) if end.code in (None, 0) else 1
 
 
 def _end(code: int) -> NoReturn:
     """Ends the process; what it wrote is written, so that signals have nothing to stop any more."""
-    sys.unraisablehook = lambda lost: None
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, lambda *_: os._exit(code))
     sys.stderr.flush()
     if code == INTERRUPTED:  # does not wait for the computation that goes on in other threads
         os._exit(code)
     sys.exit(code)
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:
@@ -114,6 +131,7 @@ class _Stderr(io.FileIO):
 # The programs of the installed package.
 prune = partial(as_process, "neuroal_jax.prune")
 convert = partial(as_process, "neuroal_jax.convert.hf_to_flax")
+to_safetensors = partial(as_process, "neuroal_jax.convert.to_safetensors")
 masks = partial(as_process, "neuroal_jax.convert.masks_to_torch")
 perplexity = partial(as_process, "neuroal_jax.eval.perplexity")
 zero_shot = partial(as_process, "neuroal_jax.eval.zero_shot")

@@ -45,8 +45,11 @@ def _ended(error: BaseException, requested: bool, interrupted: str) -> int:
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         return CLOSED_PIPE
-    if isinstance(error, UserError | OSError):  # the latter: a full disk, a file that vanished
-        print(f"error: {UserError(str(error))}", file=sys.stderr)
+    if isinstance(error, OSError):  # a full disk, a file that vanished
+        file = "" if error.filename is None else f"{error.filename}: "
+        error = UserError(f"{file}{error.strerror or error}")
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     raise error
 

@@ -22,11 +22,20 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def shown(value: Any) -> str:
+    """A value in a message."""
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+
+
 def unknown(name: str, value: Any, choices: Collection[str]) -> str:
     """What to say of a name that is not one of some."""
-    close = get_close_matches(str(value), list(choices), n=1)
+    text = value if isinstance(value, str) else shown(value)
+    close = get_close_matches(text[:99], list(choices), n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"{flag(name)} {value} is unknown{hint}: expected one of {', '.join(choices)}"
+    return f"{flag(name)} {text} is unknown{hint}: expected one of {', '.join(choices)}"
 
 
 def optional(check: Callable[[str, Any], T], name: str, value: Any) -> T | None:
@@ -44,17 +53,22 @@ def choice(name: str, value: Any, choices: Collection[str]) -> str:
 def text(name: str, value: Any) -> str:
     """A name or a path; `~` is expanded."""
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
-        raise UserError(f"{flag(name)} is {value!r}, expected a name or a path")
+        raise UserError(f"{flag(name)} is {shown(value)}, expected a name or a path")
     return os.path.expanduser(value)
+
+
+def path_to(name: str, value: Any) -> Path:
+    """A path; as the type of a flag of argparse, with its `name` given."""
+    return Path(text(name, value))
 
 
 def _number(name: str, value: Any, expected: str) -> float:
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool | bytes):  # `!!binary` of YAML
             raise ValueError
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{flag(name)} is {value!r}, expected {expected}") from None
+        raise UserError(f"{flag(name)} is {shown(value)}, expected {expected}") from None
 
 
 def fraction(name: str, value: Any) -> float:
@@ -92,7 +106,7 @@ def ranged(name: str, value: Any, low: float, high: float) -> float:
 def boolean(name: str, value: Any) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise UserError(f"{flag(name)} is {value!r}, expected true or false")
+        raise UserError(f"{flag(name)} is {shown(value)}, expected true or false")
     return value
 
 

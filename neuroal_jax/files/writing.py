@@ -1,6 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all.
+
+JSON has no infinity: where a number is beyond a float's range, the text "inf" stands for it in all files of this
+package and in the data of its reports; `files.reading.number` reads it back. NaN is never written.
+"""
 
 import json
+import math
 import os
 import re
 import stat
@@ -16,7 +21,7 @@ from safetensors import SafetensorError
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.claims import claimed
 from neuroal_jax.files.protection import Inputs
-from neuroal_jax.files.reading import read_json
+from neuroal_jax.files.reading import INFINITE, read_json
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in safetensors' messages
 _MOST_BYTES = 2**30  # of a result; those with every row's prediction are large
@@ -44,9 +49,9 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; bytes of a path that are no text are written as escapes."""
     with replaced(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,8 +60,18 @@ def write_json(path: Path, value: Any) -> None:
         path.write_text(_json(value))
 
 
+def strict(value: Any) -> Any:
+    """A value as strict JSON has it: with text in place of infinity."""
+    if isinstance(value, Mapping):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    infinite = isinstance(value, float) and math.isinf(value)
+    return (INFINITE if value > 0 else f"-{INFINITE}") if infinite else value
+
+
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+    return json.dumps(strict(value), indent=1, allow_nan=False) + "\n"
 
 
 @contextmanager

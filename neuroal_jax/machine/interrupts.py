@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 INTERRUPTED = 130  # the exit code
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ONE_REQUEST = 2.0  # seconds: Ctrl-C reaches a group of processes, and a parent then terminates its children too
 _AGAIN = 0.01  # seconds until an interrupt is repeated that could not be raised where it came
 _IMPORT = "<frozen importlib._bootstrap>"
@@ -88,7 +88,7 @@ def interrupts() -> Iterator[Interrupts]:
         yield _current
         return
     state = _current = Interrupts(sys._getframe(2))  # whoever enters this context
-    ours = [n for n in _SIGNALS if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
+    ours = [n for n in SIGNALS if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
     before = {number: signal.signal(number, state.handle) for number in ours}
     report = sys.unraisablehook
 
@@ -118,7 +118,7 @@ def held(note: str) -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    ours = [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    ours = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in ours}
     try:
         yield

@@ -7,6 +7,7 @@ writes the report of an earlier run again, from its manifest.json and allocation
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from urllib.parse import quote
 from neuroal_jax.allocation import file as allocation_file
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
+from neuroal_jax.command.values import path_to
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import read_json
@@ -62,7 +64,7 @@ def sweep_report(rows: Sequence[Mapping[str, Any]], links: Sequence[str | None] 
     from neuroal_jax.report.sweep_plots import columns, sweep_sections
 
     models = dict.fromkeys(str(row["model"]) for row in rows)
-    targets = [f"./{quote(link)}" if link is not None else None for link in links]
+    targets = [f"./{quote(os.fsencode(link))}" if link is not None else None for link in links]
     names = columns(rows)
     return render(
         "sweep.html",
@@ -109,7 +111,12 @@ def is_report(path: Path) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done, 2 user error)."""
     parser = Parser(prog="python -m neuroal_jax.report", description="Writes report.html of an earlier run again.")
-    parser.add_argument("run", metavar="RUN_DIR", type=Path, help="directory with manifest.json and allocation.json")
+    parser.add_argument(
+        "run",
+        metavar="RUN_DIR",
+        type=partial(path_to, "run_dir"),
+        help="directory with manifest.json and allocation.json",
+    )
 
     def work() -> None:
         run = parser.parse_args(arguments).run
@@ -128,7 +135,9 @@ def _read_run(run: Path) -> str:
         return run_report(manifest, allocation)
     except UserError as error:
         raise UserError(f"{run}: {error}") from error
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the templates and Plotly say of values of other kinds than ours
         raise UserError(
             f"{run}: manifest.json or allocation.json is damaged or of another version ({error!r}): "
             "run the pruner again"

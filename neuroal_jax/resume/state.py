@@ -29,6 +29,7 @@ import numpy as np
 
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.claims import beside, take
+from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import replace_text
 from neuroal_jax.machine.memory import is_exhausted
 from neuroal_jax.resume.store import Item, Output, Store
@@ -38,6 +39,7 @@ log = logging.getLogger("neuroal_jax")
 _SHARE = 50  # of the time since the last state was written, writing the next one may take this part
 _BYTES_PER_SECOND = 500e6  # of writing and checking, before it was measured
 _IDENTITY = "identity.json"
+_IDENTITY_BYTES = 2**28  # more than the files of any model take
 _FINAL = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -239,10 +241,13 @@ def _found(directory: Path, identity: Mapping[str, Any]) -> dict[str, Any] | Non
         log.info("--resume: there is no interrupted run to go on with: starting from the beginning")
         return None
     try:
-        about = json.loads((directory / _IDENTITY).read_text())
+        about = read_json(directory / _IDENTITY, _IDENTITY_BYTES)
         before: dict[str, Any] = dict(about["identity"])
-        about = {"identity": before, "candidate_batch": int(about["candidate_batch"]), "weights": about["weights"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        batch = about["candidate_batch"]
+        if type(batch) is not int or not 0 <= batch < 2**31:
+            raise ValueError(f"candidate_batch is {batch!r}")
+        about = {"identity": before, "candidate_batch": batch, "weights": about["weights"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         log.info("the state of the interrupted run is damaged (%s: %r): starting over", _IDENTITY, error)
         return None
     now = json.loads(json.dumps(dict(identity)))

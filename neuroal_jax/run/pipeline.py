@@ -76,8 +76,10 @@ def _prune(config: PruneConfig) -> PruneResult:
     with ExitStack() as stack, background() as thread:
         results = stack.enter_context(outputs.stage_results(settled))
         out, saved = results.out, results.saved
+        zeros = thread.submit(checkpoint.zeros)
         with clock("read"):
             calibration, evaluations = _read_data(settled)
+            settled = replace(settled, budget=replace(settled.budget, zeros=zeros.result()))
         hashes = thread.submit(checkpoint.hashes)
         plan = plan_run(settled, calibration, evaluations)
         refuse_what_cannot_fit(plan.certain_host)

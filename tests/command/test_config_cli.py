@@ -398,8 +398,8 @@ BAD_CONFIGS = {
     "an epsilon beyond any float": ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
     "an epsilon that is NaN": ({"rms_norm_eps": float("nan")}, "NaN is no JSON number"),
     "yarn beside a plain rope": ({"rope_scaling": {"type": "yarn"}}, "yarn"),
-    "an attribute named as a field of ours": ({"rope": 5}, "rope=5"),
-    "a rope per layer type": ({"rope_parameters": {"full_attention": {}, "x": {"y": 1}}}, "x="),
+    "an attribute named as a method of transformers": ({"to_dict": 5}, "to_dict=5"),
+    "a rope per layer type": ({"rope_parameters": {"full_attention": {}, "x": {"y": 1}}}, "full_attention="),
     "a size that is a float": ({"hidden_size": 32.0}, "hidden_size is 32.0"),
     "more heads than memory": ({"num_attention_heads": 2**30}, "does not match its config.json"),
 }

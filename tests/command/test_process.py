@@ -16,6 +16,7 @@ PROGRAMS = [
     "neuroal_jax.report",
     "convert.hf_to_flax",
     "convert.masks_to_torch",
+    "convert.to_safetensors",
     "eval.perplexity",
     "eval.sweep",
     "eval.zero_shot",
@@ -98,10 +99,15 @@ def test_a_signal_during_imports_ends_in_one_line(tmp_path, number, module):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_program_that_is_over_keeps_its_exit_code():
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_program_that_is_over_keeps_its_exit_code(moment):
+    """Whether a signal comes before or after Python takes down its handlers."""
     program = (
         "import atexit, os, signal\nfrom neuroal_jax.command.process import as_process\n"
-        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\nas_process('neuroal_jax.report.page')"
+        "class Late:\n    kill, pid, number = staticmethod(os.kill), os.getpid(), signal.SIGTERM\n"
+        "    def __del__(self):\n        self.kill(self.pid, self.number)\n"
+        + ("late = Late()\n" if moment == "after" else "atexit.register(Late().__del__)\n")
+        + "as_process('neuroal_jax.report.page')"
     )
     done = subprocess.run([sys.executable, "-c", program, "nowhere"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
@@ -115,3 +121,11 @@ def test_every_installed_program_is_one():
         module, _, name = place.partition(":")
         assert module == process.__name__, script
         assert callable(getattr(process, name))
+
+
+@pytest.mark.parametrize("kilobytes", [150_000, 300_000, 600_000])
+def test_too_small_an_address_space_is_one_line(kilobytes):
+    code, _, error = shell(f"ulimit -v {kilobytes}; $P neuroal_jax.prune --model demo --sparsity 0.5 --dry-run")
+    assert code == 2
+    assert error.startswith("error: out of memory")
+    assert error.count("\n") == 1
