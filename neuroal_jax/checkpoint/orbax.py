@@ -42,8 +42,10 @@ class OrbaxSource:
 
         self._path = (directory / PARAMS).absolute()
         # All but directories: what is no file, Orbax would wait for.
-        self.steady = [SteadyFile.at(file) for file in sorted(self._path.rglob("*")) if not file.is_dir()]
         self._unchecked = _read_digests(directory / DIGESTS)
+        # Those that the conversion wrote, where it says which they are: results of a run may lie beside them.
+        found = {str(file.relative_to(self._path)): file for file in sorted(self._path.rglob("*")) if not file.is_dir()}
+        self.steady = [SteadyFile.at(path) for name, path in found.items() if name in (self._unchecked or found)]
         self._check_files(_SMALL_BYTES)
         self._checking = threading.Lock()  # tensors are read from two threads
         self._checkpointer = ocp.PyTreeCheckpointer()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.protection import same_place
+from neuroal_jax.files.protection import lies_in, same_place
 from neuroal_jax.registry import Option
 
 LAMBDA_SETS = ("paper", "reference")
@@ -148,6 +148,13 @@ def refuse_same_directory(paths: Mapping[str, str | None]) -> None:
                 if same_place(place, value):
                     raise UserError(f"{other} and {flag} are the same directory, {value}: choose another")
             seen[flag] = value
+
+
+def refuse_within(flag: str, directory: str | None, paths: Mapping[str, str | None]) -> None:
+    """Raises UserError if one of these paths, by flag, lies in a directory that holds one thing alone."""
+    for other, path in paths.items():
+        if directory is not None and path is not None and lies_in(path, directory):
+            raise UserError(f"{other} {path} lies in {flag} {directory}, which holds the model alone: choose another")
 
 
 def check_names(values: Mapping[str, Any], known: Collection[str], origin: str) -> dict[str, Any]:

@@ -95,7 +95,8 @@ class _Target:
             )
         if earlier.ours and not self.overwrite:
             raise self._holds_a_result()
-        self.inputs.protect((self.real / name for name in earlier.ours), self.flag)
+        inside = {str(parent) for name in earlier.ours for parent in Path(name).parents} - {"."}
+        self.inputs.protect((self.real / path for path in (*earlier.ours, *inside)), self.flag)
         return sorted(earlier.ours, key=lambda name: name != self.marker)
 
     def _holds_a_result(self) -> UserError:

@@ -12,10 +12,9 @@ import numpy as np
 
 from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.allocation import file as allocation_file
-from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.data.sources import files_of
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.protection import Inputs, lies_in, same_place
+from neuroal_jax.files.protection import Inputs, same_place
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.records import Earlier, compare, from_json
 from neuroal_jax.files.staging import Shared, Staging, publish, staging
@@ -68,7 +67,7 @@ def stage_results(settled: SettledRun) -> Iterator[Results]:
     shared = Shared(names, _written_before)
     with ExitStack() as stack:
         if model is not None and not own_model:
-            _refuse_inside(Path(model), config, inputs)  # which would be found too, but less plainly
+            _refuse_inside(Path(model), inputs)  # which would be found too, but less plainly
             model_staging = stack.enter_context(
                 staging(
                     Path(model), overwrite=config.overwrite, marker="config.json", flag="--save-model", inputs=inputs
@@ -97,11 +96,9 @@ def inputs_of(settled: SettledRun) -> Inputs:
     )
 
 
-def _refuse_inside(model: Path, config: PruneConfig, inputs: Inputs) -> None:
-    """Raises UserError if what is to stay lies in the directory of the saved model, which holds the model alone."""
-    others = {"--out": config.out, "--compilation-cache": config.compilation_cache}
-    places = [f"{flag} {place}" for flag, place in others.items() if place and lies_in(place, model)]
-    found = inputs.within(model) or next(iter(places), None)
+def _refuse_inside(model: Path, inputs: Inputs) -> None:
+    """Raises UserError if an input lies in the directory of the saved model, which holds the model alone."""
+    found = inputs.within(model)
     if found is not None and not os.path.isfile(model):  # which is refused for that
         raise UserError(
             f"--save-model {model} is for the pruned model and nothing else, but {found} lies in it: choose another "
