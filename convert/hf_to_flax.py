@@ -12,12 +12,14 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import refuse_same_directory
+from neuroal_jax.command.values import path_to, refuse_same_directory
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.staging import staged
 from neuroal_jax.files.writing import write_json
 from neuroal_jax.machine.memory import is_exhausted
@@ -51,7 +53,8 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
     if str(out.absolute()).encode(errors="replace").decode() != str(out.absolute()):
         raise UserError(f"--out {out}: Orbax takes no path with bytes that are no UTF-8: choose another")
     checkpoint = open_checkpoint(model)
-    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale=PARAMS) as staging:
+    inputs = Inputs(("--model", checkpoint.path))
+    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", inputs=inputs) as staging:
         arrays = {path: np.ascontiguousarray(array) for path, array in flax_params(checkpoint).items()}
         try:
             with ocp.PyTreeCheckpointer() as checkpointer:
@@ -87,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = Parser(prog="python -m convert.hf_to_flax", description="Write a checkpoint in Flax.")
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
-    parser.add_argument("--out", required=True, type=Path, help="directory to write")
+    parser.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
 
     def work() -> None:

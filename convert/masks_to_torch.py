@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,9 @@ from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.checkpoint.saving import copy_edited, copy_side_files
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import refuse_same_directory
+from neuroal_jax.command.values import path_to, refuse_same_directory
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import check_steady
 from neuroal_jax.files.staging import staged
 from neuroal_jax.masks.file import PackedMasks, check_pruned, check_zeros, masks_of, read_masks
@@ -81,7 +83,8 @@ def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = Fa
     refuse_same_directory({"--model": model, "--out": str(out), "the masks' directory": str(masks_path.parent)})
     source = SafetensorsSource(locate(model))
     masks = masks_of(masks_path, source, model)
-    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale="model*.safetensors*") as staging:
+    inputs = Inputs(("--model", locate(model)), ("--masks", masks_path))
+    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", inputs=inputs) as staging:
         copy_edited(source, staging, masks.packed, masks.prune)
         copy_side_files(locate(model), staging)
         check_steady(source.steady)
@@ -147,8 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = commands.add_parser("verify", help="check that all that the masks prune is zero in a checkpoint")
     for command in (apply, check):
         command.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
-        command.add_argument("--masks", required=True, type=Path, help="masks.safetensors")
-    apply.add_argument("--out", required=True, type=Path, help="directory to write")
+        command.add_argument("--masks", required=True, type=partial(path_to, "masks"), help="masks.safetensors")
+    apply.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
     apply.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
     check.add_argument("--files-only", action="store_true", help="check the files, without loading them in PyTorch")
     check.add_argument("--exact", action="store_true", help="refuse zeros that training made or undid")

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from neuroal_jax.errors import UserError, shorten
-from neuroal_jax.masks.file import PackedMasks
+from neuroal_jax.masks.file import PackedMasks, uncovered
 from neuroal_jax.masks.wrapped import match_names
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def masked_weights(model: "torch.nn.Module", masks: PackedMasks) -> "dict[str, t
     """
     parameters = dict(model.named_parameters())
     found = match_names(masks.packed, parameters)
-    problems = []
+    problems = uncovered(found, {name: parameter.shape for name, parameter in parameters.items()})
     for name, packed in masks.packed.items():
         if name not in found:
             problems.append(f"{name} is not in the model")

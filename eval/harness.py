@@ -120,5 +120,5 @@ def _describe(name: str, task: Task, found: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _number(value: Any) -> float | None:
-    """A metric's value; None for lm-eval's "N/A" and what JSON cannot hold."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    """A metric's value; None for lm-eval's "N/A" and NaN."""
+    return float(value) if isinstance(value, int | float) and not math.isnan(value) else None

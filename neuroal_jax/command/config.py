@@ -187,6 +187,9 @@ class PruneConfig(OptionsOfMethods):
         if self.sparsity is None and self.allocation in ALLOCATIONS:
             raise UserError("--sparsity is missing: give the share of weights to remove, e.g. --sparsity 0.7")
         values.refuse_same_directory({"--model": self.model, "--out": self.out, "--save-model": self.model_directory})
+        cache = None if self.compilation_cache in (AUTO, "none") else self.compilation_cache
+        others = {"--out": self.out, "--compilation-cache": cache}
+        values.refuse_within("--save-model", self.model_directory, others)
 
     def _check_combinations(self) -> None:
         """Options without effect, and methods that do not go together."""

@@ -146,6 +146,7 @@ class _Stderr(io.FileIO):
 # The programs of the installed package.
 prune = partial(as_process, "neuroal_jax.prune")
 convert = partial(as_process, "neuroal_jax.convert.hf_to_flax")
+to_safetensors = partial(as_process, "neuroal_jax.convert.to_safetensors")
 masks = partial(as_process, "neuroal_jax.convert.masks_to_torch")
 perplexity = partial(as_process, "neuroal_jax.eval.perplexity")
 zero_shot = partial(as_process, "neuroal_jax.eval.zero_shot")

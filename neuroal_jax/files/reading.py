@@ -4,9 +4,10 @@ import errno
 import gzip
 import io
 import json
+import math
 import os
-import re
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from typing import Any, BinaryIO, TextIO
 
 from neuroal_jax.errors import UserError
 
+INFINITE = "inf"  # what stands in JSON, which has no infinity, for a number beyond a float's range
 _DEEPEST = 64  # levels of nesting; what is deeper ends in a RecursionError here or there
+_LARGEST = sys.float_info.max
 _KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFDIR: "a directory",
@@ -24,7 +27,6 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{\]}]')
 
 # How much a compressed file may hold: text shrinks to a third or a tenth, a decompression bomb to a thousandth.
 _MOST_EXPANSION = 20
@@ -70,14 +72,54 @@ def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: If it is not JSON, names a key twice, holds NaN or infinity, or nests too deeply.
+        ValueError: If it is not JSON, names a key twice, or is not `plain`.
     """
-    depth = 0
-    for match in _BRACKETS.finditer(text):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
-        if depth > _DEEPEST:
-            raise ValueError(f"nests deeper than {_DEEPEST} levels")
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    try:
+        return plain(json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant))
+    except RecursionError:
+        raise ValueError(f"nests deeper than {_DEEPEST} levels") from None
+
+
+def plain(value: Any) -> Any:
+    """A value that a parser made of JSON or YAML, as it is.
+
+    Raises:
+        ValueError: If it nests too deeply, or holds a number beyond a float's range, infinity or NaN.
+    """
+    _check_plain("it", value, _DEEPEST)
+    return value
+
+
+def _check_plain(name: str, value: Any, levels: int) -> None:
+    """Raises ValueError as `plain`; `name` is the key that a value stands below, and `levels` may nest from here on."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is a number beyond a float's range")  # 1e999, or .inf and .nan of YAML
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError(f"{name} is a whole number of {value.bit_length()} bits, beyond a float's range")
+    if not isinstance(value, dict | list | tuple | set):
+        return
+    if levels == 0:
+        raise ValueError(f"nests deeper than {_DEEPEST} levels")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain("a key", key, levels - 1)
+            _check_plain(str(key), item, levels - 1)
+    else:
+        for item in value:
+            _check_plain(name, item, levels - 1)
+
+
+def number(value: Any) -> float:
+    """A number of a JSON file that this package wrote, where text stands for infinity (see `files.writing`).
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if value == INFINITE:
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ A safetensors file of uint8 tensors `[out, ceil(in / 8)]`: bits packed along the
 """
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from neuroal_jax.checkpoint.safetensors import read_header
-from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests
+from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests, parameter_names
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import parse_json
+from neuroal_jax.files.writing import naming
 from neuroal_jax.masks.wrapped import match_names
 
 FORMAT = "neuroal-masks-1"
 _ENTRY = "neuroal"
+_IN_BLOCK = re.compile(r"(?:^|\.)\d+\.")  # the number of a block, in the name of a tensor
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,17 @@ def save_masks(path: Path, masks: PackedMasks) -> None:
     }
     # One entry only: the library writes several in a different order each time, and equal masks shall be equal files.
     metadata = {_ENTRY: json.dumps(header, sort_keys=True)}
-    save_file({name: np.ascontiguousarray(packed) for name, packed in masks.packed.items()}, path, metadata=metadata)
+    with naming(path):
+        save_file({name: np.ascontiguousarray(bits) for name, bits in masks.packed.items()}, path, metadata=metadata)
+
+
+def is_masks(path: Path) -> bool:
+    """Whether a file says of itself that it holds masks, whole or not."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return _ENTRY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def read_masks(path: Path) -> PackedMasks:
@@ -108,8 +121,11 @@ def read_masks(path: Path) -> PackedMasks:
             )
         if widths[name] % 8 and (bits[:, -1] & (0xFF >> widths[name] % 8)).any():
             raise UserError(f"{path}: {name} has bits set beyond its {widths[name]} inputs: the file is damaged")
+        kept = int(np.bitwise_count(bits).sum())
+        if kept_zeros.get(name, 0) > kept:
+            raise UserError(f"{path}: {name} keeps {kept} weights, of which {kept_zeros[name]} cannot be zero")
     run = header.get("run")
-    if not isinstance(run, dict):
+    if not isinstance(run, dict) or not all(isinstance(value, str) for value in run.values()):
         raise UserError(f"{path}: 'run' of its metadata is missing or damaged")
     return PackedMasks(packed, widths, kept_zeros, str(header.get("source")), run)
 
@@ -158,9 +174,28 @@ def _read_counts(path: Path, header: Mapping[str, Any], key: str) -> dict[str, i
     return counts
 
 
+def uncovered(places: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """What is wrong where masks are not those of all linears of a model's blocks, and of nothing else.
+
+    The linears of a block are, in all families, its weights of two axes: with a block's number in their names. What
+    lies below a masked linear was added to it (an adapter), and is no linear of the model.
+
+    Args:
+        places: By name of a mask, the name of its weight in the model.
+        shapes: Of all tensors or parameters of the model, by name.
+    """
+    numbered = {name: _IN_BLOCK.search(place) for name, place in places.items()}
+    blocks = tuple({match.string[: match.start()] for match in numbered.values() if match})
+    masked = tuple(place.removesuffix("weight").removesuffix("base_layer.") for place in places.values())
+    linears = [name for name, shape in shapes.items() if len(shape) == 2 and _IN_BLOCK.search(name)]
+    lacking = [name for name in linears if name.startswith(blocks) and not name.startswith(masked)]
+    others = [name for name, match in numbered.items() if not match]
+    return [f"{name} has no mask" for name in lacking] + [f"{name} is no linear of a block" for name in others]
+
+
 def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -> None:
-    """Raises UserError unless every mask has a tensor of its shape."""
-    problems = []
+    """Raises UserError unless every mask has a linear of its shape, and every linear a mask."""
+    problems = uncovered({name: name for name in masks.packed}, {name: x.shape for name, x in infos.items()})
     for name, packed in masks.packed.items():
         shape = (packed.shape[0], masks.widths[name])
         if name not in infos:
@@ -177,6 +212,7 @@ def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -
 
 def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
     """Raises UserError unless `source` holds the very weights that the masks were computed from."""
+    source.rename(parameter_names(source.infos, masks.packed))
     check_fit(masks, source.infos, model)
     if combine(digests(masks.packed, source.read)) != masks.source:
         raise UserError(
@@ -187,6 +223,7 @@ def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
 
 def check_pruned(masks: PackedMasks, source: TensorSource, model: str, *, exact: bool = True) -> dict[str, int]:
     """`check_zeros` of a checkpoint; raises UserError too if the masks are not of such a model."""
+    source.rename(parameter_names(source.infos, masks.packed))
     check_fit(masks, source.infos, model)
     return check_zeros(masks, lambda name: source.read(name) == 0, model, exact=exact)
 

@@ -11,6 +11,8 @@ NONE = "none"  # leaves masks as they are
 class Refinement(Entry):
     """A refinement. Its module has `refine(mask, weight, statistics, linear, settings) -> mask`, all `[out, in]`.
 
+    In exact runs it grows no weight back that is zero anyway: the zeros that are written would be one more.
+
     It may also have `memory(shapes)`: bytes that it takes while a block is refined, and `COMPILER_BYTES`: to compile
     and to hold its programs.
 

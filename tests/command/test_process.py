@@ -16,6 +16,7 @@ PROGRAMS = [
     "neuroal_jax.report",
     "convert.hf_to_flax",
     "convert.masks_to_torch",
+    "convert.to_safetensors",
     "eval.perplexity",
     "eval.sweep",
     "eval.zero_shot",

@@ -1,5 +1,6 @@
 """The mask file and its PyTorch side."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -50,6 +51,23 @@ def test_pruning_keeps_the_dtype_and_the_source(dtype):
     assert pruned.dtype == weight.dtype
     np.testing.assert_array_equal(pruned != 0, mask)
     assert (weight == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kept_zeros": {"a": 25}}, "a keeps 24 weights, of which 25 cannot be zero"),
+        ({"kept_zeros": {"b": 1}}, "of different names"),
+        ({"kept_zeros": {"a": True}}, "'kept_zeros'"),
+        ({"run": {"weights": 5}}, "'run'"),
+    ],
+)
+def test_forged_counts(tmp_path, changes, message):
+    packed = {"a": np.packbits(np.arange(36).reshape(3, 12) % 3 > 0, axis=1)}
+    metadata = {"neuroal": json.dumps(header(**changes))}
+    save_file(packed, tmp_path / "m", metadata=metadata)
+    with pytest.raises(UserError, match=message):
+        read_masks(tmp_path / "m")
 
 
 def header(**changes):
@@ -150,6 +168,64 @@ def test_save_pruned_changes_the_masked_tensors_only(run, make_llama, llama, tmp
         save_pruned(str(llama), run, tmp_path / "out")
 
 
+LACKED, EXTRA = "model.layers.1.mlp.up_proj.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize(
+    ("forge", "message"),
+    [
+        ({LACKED: None}, f"{LACKED} has no mask"),
+        ({EXTRA: (96, 32)}, f"{EXTRA} is no linear of a block"),
+        ({LACKED: (56, 24)}, rf"{LACKED} has shape \[56, 32\], the mask \[56, 24\]"),
+    ],
+    ids=["partial", "one too many", "other shape"],
+)
+def test_forged_masks_are_refused_wherever_masks_are_read(run, llama, tokens, tmp_path, forge, message):
+    from flax import nnx
+
+    from eval.perplexity import jax_perplexity, torch_perplexity
+    from eval.zero_shot import evaluate
+    from neuroal_jax import load_model, mask_tree
+    from neuroal_jax.checkpoint.opened import open_checkpoint
+    from neuroal_jax.checkpoint.tensors import combine, digests
+
+    model, masks = str(llama), read_masks(run)
+    packed, widths = dict(masks.packed), dict(masks.widths)
+    for name, shape in forge.items():
+        packed.pop(name, None), widths.pop(name, None)
+        if shape is not None:
+            packed[name], widths[name] = np.packbits(np.ones(shape, bool), axis=1), shape[1]
+    source = combine(digests(packed, open_checkpoint(model).source.read))  # as if they had been computed so
+    forged = tmp_path / "masks.safetensors"
+    save_masks(forged, PackedMasks(packed, widths, {}, source, masks.metadata))
+    windows = np.load(tokens)["evaluation"]
+    for read in (
+        lambda: save_pruned(model, forged, tmp_path / "out"),
+        lambda: verify(model, forged, load=False),
+        lambda: apply_masks(load(llama), forged),
+        lambda: jax_perplexity(model, windows, "float32", forged),
+        lambda: torch_perplexity(model, windows, "float32", forged),
+        lambda: evaluate(model, ["rte"], masks=forged),
+    ):
+        with pytest.raises(UserError, match=message):
+            read()
+    with pytest.raises(UserError, match=rf"{LACKED}|{EXTRA}|shape"):
+        mask_tree(load_masks(forged), open_checkpoint(model), nnx.state(load_model(model), nnx.Param))
+    assert sorted(tmp_path.iterdir()) == [forged]
+
+
+def test_what_was_added_to_a_masked_linear_needs_no_mask(run, llama):
+    from neuroal_jax.masks.file import uncovered
+
+    shapes = {name: parameter.shape for name, parameter in load(llama).named_parameters()}
+    added = {"model.layers.1.mlp.up_proj.lora_A.default.weight": (4, 32)}
+    places = {name: name for name in load_masks(run)}
+    assert uncovered(places, {**shapes, **added, "heads.0.weight": (4, 4)}) == []
+    assert uncovered(places, {**shapes, "model.layers.1.mlp.up.weight": (4, 4)}) == [
+        "model.layers.1.mlp.up.weight has no mask"
+    ]
+
+
 def edited(source, target, name, place, value):
     """A copy of a checkpoint with one weight changed."""
     shutil.copytree(source, target)
@@ -208,6 +284,10 @@ def wrappers():
             layer.mlp.down_proj = hold(base_layer=down, lora_A=hold(default=torch.nn.Linear(4, 4)))
         return hold(base_model=hold(model=model))
 
+    def with_copy(model):
+        model.average = copy.deepcopy(model)
+        return model
+
     def compile_layers(model):
         for number, layer in enumerate(model.model.layers):
             model.model.layers[number] = torch.compile(layer)
@@ -221,11 +301,13 @@ def wrappers():
         "FSDP": lambda model: hold(_fsdp_wrapped_module=model),
         "PEFT": adapt,
         "a trainer": lambda model: hold(model=model, head=torch.nn.Linear(4, 4)),
+        "with a copy of itself": with_copy,
         "the inner model": lambda model: model.model,
     }
 
 
-WRAPPERS = ["compile", "compiled layers", "DataParallel", "both", "FSDP", "PEFT", "a trainer", "the inner model"]
+WRAPPERS = ["compile", "compiled layers", "DataParallel", "both", "FSDP", "PEFT", "a trainer"]
+WRAPPERS += ["with a copy of itself", "the inner model"]
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
@@ -388,13 +470,13 @@ def test_a_model_is_not_replaced_by_its_own_pruned_copy(run, llama, tmp_path, ca
     assert "same directory" in capsys.readouterr().err
 
 
-def test_save_pruned_copies_side_files_but_neither_code_nor_pickles(run, llama, tmp_path):
+def test_save_pruned_copies_what_belongs_to_the_model(run, llama, tmp_path):
     model = shutil.copytree(llama, tmp_path / "model")
     for name in ("tokenizer.json", "notes.txt", "modeling_x.py", "pytorch_model.bin", "old.pt"):
         (model / name).write_bytes(b"\x00\xff" + name.encode())
     save_pruned(str(model), run, tmp_path / "out")
     found = {path.name for path in (tmp_path / "out").iterdir()}
-    assert found == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "notes.txt"}
+    assert found == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     for name in found - {"model.safetensors"}:
         assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
     assert "spars" not in (tmp_path / "out" / "config.json").read_text()
