@@ -128,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"{', '.join(TEXTS)}, or files as for --eval of the pruner; wikitext2=FILE treats a local file as "
         f"the text of that name (default: {','.join(PAPER_TEXTS)}; demo for the demo model)",
     )
+    parser.add_argument("--text-column", metavar="NAME", help="column of the text in files, as for the pruner")
     parser.add_argument("--seqlen", type=positive, default=None, help="tokens per window (default: 2048; 128 for demo)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="compute dtype")
     parser.add_argument("--backend", default="jax", choices=BACKENDS, help="whose forward pass")
@@ -143,6 +144,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         UserError: If the model, the masks or a text cannot be used, or `--out` not be written.
     """
     from neuroal_jax.checkpoint.opened import open_checkpoint
+    from neuroal_jax.data.sources import check_text_column
     from neuroal_jax.data.windows import read_evaluations, reader_for
     from neuroal_jax.files.writing import check_new_file, publish_json
     from neuroal_jax.run.manifest import describe_windows, versions
@@ -150,7 +152,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.out is not None:
         check_new_file(options.out, overwrite=options.overwrite)
     text = options.text or ("demo" if options.model == "demo" else ",".join(PAPER_TEXTS))
-    reader = reader_for(open_checkpoint(options.model), options.model, options.seqlen)
+    check_text_column(sources(text), options.text_column)
+    reader = reader_for(open_checkpoint(options.model), options.model, options.seqlen, options.text_column)
     evaluations = read_evaluations(reader, sources(text), "--text")
     perplexity = BACKENDS[options.backend](options.model, options.dtype, options.masks)
     texts: dict[str, Any] = {}

@@ -47,6 +47,13 @@ def text(name: str, value: Any) -> str:
     return os.path.expanduser(value)
 
 
+def name(name: str, value: Any) -> str:
+    """A name of something in a file."""
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{flag(name)} is {value!r}, expected a name")
+    return value
+
+
 def _number(name: str, value: Any, expected: str) -> float:
     try:
         if isinstance(value, bool):

@@ -1,7 +1,5 @@
 """Reading files that someone else wrote: within bounds, strictly, and never while they change. Imports no JAX."""
 
-import gzip
-import io
 import json
 import os
 import re
@@ -9,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from neuroal_jax.errors import UserError
 
@@ -47,7 +45,8 @@ def parse_json(text: str) -> Any:
         ValueError: If it is not JSON, names a key twice, holds NaN or infinity, or nests too deeply.
     """
     depth = 0
-    for match in _BRACKETS.finditer(text):
+    brackets = text.count("[") + text.count("{")  # few brackets, as a line of text has them, cannot nest deeply
+    for match in _BRACKETS.finditer(text) if brackets > _DEEPEST else ():
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
         if depth > _DEEPEST:
             raise ValueError(f"nests deeper than {_DEEPEST} levels")
@@ -69,43 +68,6 @@ def _refuse_constant(name: str) -> None:
 def allowed_size(path: Path) -> int:
     """How many bytes the content of a compressed file may take in memory."""
     return _ALWAYS_ALLOWED + _MOST_EXPANSION * path.stat().st_size
-
-
-def open_text(path: Path) -> TextIO:
-    """Opens a text in UTF-8, compressed if its name ends in .gz.
-
-    Raises:
-        OSError: If it cannot be opened. Reading also raises ValueError where the content takes more than it may, and
-            EOFError or zlib.error where it is damaged.
-    """
-    if path.suffix != ".gz":
-        return path.open(encoding="utf-8")
-    return io.TextIOWrapper(io.BufferedReader(_Bounded(path), 2**16), encoding="utf-8")
-
-
-class _Bounded(io.RawIOBase):
-    """A gzip file that ends in a ValueError before its content takes more than it may."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = gzip.GzipFile(path)
-        self._left = allowed_size(path)
-
-    def readable(self) -> bool:
-        """Yes: `io.BufferedReader` asks."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fills a buffer; returns the number of bytes."""
-        count = self._file.readinto(buffer)
-        self._left -= count
-        if self._left < 0:
-            raise ValueError("it expands to far more than text does")
-        return count
-
-    def close(self) -> None:
-        """Closes the file too."""
-        self._file.close()
-        super().close()
 
 
 @dataclass(frozen=True)
