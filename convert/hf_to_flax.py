@@ -3,13 +3,19 @@
 python -m convert.hf_to_flax --model DIR --out DIR
 """
 
-import sys
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import refuse_same_directory
+from neuroal_jax.command.values import path_to, refuse_same_directory
+from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.staging import staged
 from neuroal_jax.files.writing import write_json
 
@@ -38,7 +44,8 @@ def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
 
     refuse_same_directory({"--model": model, "--out": str(out)})
     checkpoint = open_checkpoint(model)
-    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale=PARAMS) as staging:
+    inputs = Inputs(("--model", checkpoint.path))
+    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", inputs=inputs) as staging:
         arrays = {path: np.ascontiguousarray(array) for path, array in flax_params(checkpoint).items()}
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save((staging / PARAMS).absolute(), unflatten_dict(arrays, sep="."))
@@ -51,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = Parser(prog="python -m convert.hf_to_flax", description="Write a checkpoint in Flax.")
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
-    parser.add_argument("--out", required=True, type=Path, help="directory to write")
+    parser.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
 
     def work() -> None:
@@ -60,7 +67,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"written to {options.out}")
 
     return run_program(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,21 +4,31 @@ python -m convert.masks_to_torch apply --model DIR --masks FILE --out DIR
 python -m convert.masks_to_torch verify --model PRUNED --masks FILE
 """
 
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from neuroal_jax.command.process import as_process
 
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neuroal_jax.checkpoint.hugging_face import load_torch_model
 from neuroal_jax.checkpoint.locate import locate
 from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.checkpoint.saving import copy_edited, copy_side_files
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import refuse_same_directory
-from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.command.values import path_to, refuse_same_directory
+from neuroal_jax.errors import UserError
+from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import check_steady
 from neuroal_jax.files.staging import staged
-from neuroal_jax.masks.file import PackedMasks, check_pruned, masks_of, pruned_problem, read_masks
+from neuroal_jax.masks.file import PackedMasks, check_pruned, check_zeros, masks_of, read_masks
+
+from .torch_weights import masked_weights
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +37,10 @@ if TYPE_CHECKING:
 def apply_masks(model: "torch.nn.Module", path: str | Path, *, saved_by_run: bool = False) -> "torch.nn.Module":
     """Zeros in place, in any dtype and on any device, what a mask file prunes.
 
+    Adapters (PEFT) stay as they are: apply the masks again after merging them.
+
     Args:
-        model: A Hugging Face model of the kind that was pruned.
+        model: A Hugging Face model of the kind that was pruned, or what wraps it (torch.compile, DataParallel, PEFT).
         path: `masks.safetensors`.
         saved_by_run: Whether the model is the one that the run saved, or was fine-tuned from it. Masks of a
             pruner that changes kept weights too are for no other.
@@ -48,26 +60,12 @@ def apply_masks(model: "torch.nn.Module", path: str | Path, *, saved_by_run: boo
             f"{path} alone does not hold the result, its pruner changed the kept weights too: load the model that the "
             "run saved and pass saved_by_run=True"
         )
-    weights = _weights_of(model, masks)
+    weights = masked_weights(model, masks)
     with torch.no_grad():
         for name, weight in weights.items():
             kept = torch.from_numpy(masks.mask(name)).to(weight.device)
             weight.masked_fill_(~kept, 0)
     return model
-
-
-def _weights_of(model: "torch.nn.Module", masks: PackedMasks) -> dict[str, Any]:
-    parameters = dict(model.named_parameters())
-    problems = []
-    for name, packed in masks.packed.items():
-        shape = (packed.shape[0], masks.widths[name])
-        if name not in parameters:
-            problems.append(f"{name} is not in the model")
-        elif tuple(parameters[name].shape) != shape:
-            problems.append(f"{name} has shape {list(parameters[name].shape)}, the mask {list(shape)}")
-    if problems:
-        raise UserError(f"the masks are of another model than this {type(model).__name__}: {shorten(problems)}")
-    return {name: parameters[name] for name in masks.packed}
 
 
 def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = False) -> None:
@@ -85,44 +83,63 @@ def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = Fa
     refuse_same_directory({"--model": model, "--out": str(out), "the masks' directory": str(masks_path.parent)})
     source = SafetensorsSource(locate(model))
     masks = masks_of(masks_path, source, model)
-    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", stale="model*.safetensors*") as staging:
+    inputs = Inputs(("--model", locate(model)), ("--masks", masks_path))
+    with staged(out, overwrite=overwrite, marker="config.json", flag="--out", inputs=inputs) as staging:
         copy_edited(source, staging, masks.packed, masks.prune)
         copy_side_files(locate(model), staging)
         check_steady(source.steady)
 
 
-def verify(model: str, masks_path: Path, *, load: bool = True) -> None:
-    """Checks that the zeros of a pruned checkpoint are exactly what the masks prune.
+@dataclass(frozen=True)
+class KeptZeros:
+    """Numbers of kept weights that are zero, by tensor, where there are any: `now`, and `then`, when the run ended."""
+
+    now: Mapping[str, int]
+    then: Mapping[str, int]
+
+    def __str__(self) -> str:
+        now, then = sum(self.now.values()), sum(self.then.values())
+        if self.now == self.then:
+            return "its zeros are exactly the masks" + (f", and {then} weights that were zero anyway" if then else "")
+        return f"all that the masks prune is zero; {now} kept weights are zero too, {then} when the run ended"
+
+
+def verify(model: "str | torch.nn.Module", masks_path: Path, *, load: bool = True, exact: bool = False) -> KeptZeros:
+    """Checks that every weight that the masks prune is zero, in the model of a run or after fine-tuning.
 
     Args:
-        model: The pruned checkpoint.
+        model: The pruned checkpoint, or a model in memory, wrapped or not.
         masks_path: `masks.safetensors`.
         load: Whether to check the weights that transformers loads in PyTorch too, not only the files.
+        exact: Whether the kept weights that are zero too must be as many as when the run ended.
+
+    Returns:
+        What is known of kept weights that are zero too.
 
     Raises:
         UserError: Naming the tensors that differ.
     """
     masks = read_masks(masks_path)
-    path = locate(model)
-    check_pruned(masks, SafetensorsSource(path), model)
+    if not isinstance(model, str | Path):
+        return _check_module(model, masks, f"this {type(model).__name__}", exact)
+    path = locate(str(model))
+    now = check_pruned(masks, SafetensorsSource(path), str(model), exact=exact)
     if not load:
-        return
-    from transformers import AutoModelForCausalLM
-
+        return KeptZeros(now, masks.kept_zeros)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises many kinds
+        loaded = load_torch_model(path, dtype="auto")
+    except ValueError as error:
         raise UserError(f"transformers cannot load {model} ({str(error)[:200]}): pass --files-only") from error
-    problems = []
-    for name, weight in _weights_of(loaded, masks).items():
-        zero = (weight == 0).cpu().numpy()
-        problem = pruned_problem(masks.mask(name), zero, masks.kept_zeros.get(name, 0))
-        if problem:
-            problems.append(f"{name} {problem}")
-    if problems:
-        raise UserError(f"{model}, loaded in PyTorch, is not what the masks describe: {shorten(problems)}")
+    return _check_module(loaded, masks, f"{model}, loaded in PyTorch,", exact)
+
+
+def _check_module(model: "torch.nn.Module", masks: PackedMasks, description: str, exact: bool) -> KeptZeros:
+    adapted = [name for name, _ in model.named_parameters() if ".base_layer." in name]
+    if adapted:
+        raise UserError(f"{description} has adapters ({adapted[0]}): merge them first (merge_and_unload)")
+    weights = masked_weights(model, masks)
+    now = check_zeros(masks, lambda name: (weights[name] == 0).cpu().numpy(), description, exact=exact)
+    return KeptZeros(now, masks.kept_zeros)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,13 +147,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m convert.masks_to_torch", description="Apply or verify a mask file.")
     commands = parser.add_subparsers(dest="command", required=True)
     apply = commands.add_parser("apply", help="write the pruned Hugging Face checkpoint")
-    check = commands.add_parser("verify", help="check that a checkpoint's zeros are exactly the masks")
+    check = commands.add_parser("verify", help="check that all that the masks prune is zero in a checkpoint")
     for command in (apply, check):
         command.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
-        command.add_argument("--masks", required=True, type=Path, help="masks.safetensors")
-    apply.add_argument("--out", required=True, type=Path, help="directory to write")
+        command.add_argument("--masks", required=True, type=partial(path_to, "masks"), help="masks.safetensors")
+    apply.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
     apply.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
     check.add_argument("--files-only", action="store_true", help="check the files, without loading them in PyTorch")
+    check.add_argument("--exact", action="store_true", help="refuse zeros that training made or undid")
 
     def work() -> None:
         options = parser.parse_args(arguments)
@@ -144,11 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             save_pruned(options.model, options.masks, options.out, overwrite=options.overwrite)
             print(f"written to {options.out}")
         else:
-            verify(options.model, options.masks, load=not options.files_only)
-            print(f"{options.model}: its zeros are exactly the masks")
+            found = verify(options.model, options.masks, load=not options.files_only, exact=options.exact)
+            print(f"{options.model}: {found}")
 
     return run_program(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuroal_jax.command.values import flag
+from neuroal_jax.command.values import flag, optional, positive, text
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.reading import read_json
+from neuroal_jax.files.reading import number, read_json
 from neuroal_jax.pruners import PRUNERS
 
 from .grid import Run, list_items
@@ -43,14 +43,13 @@ def take_zero_shot(values: dict[str, Any]) -> ZeroShot:
         if without:
             raise UserError(f"{flag(without[0])} has no effect without --tasks")
         return ZeroShot()
-    tasks = TASKS if found["tasks"] == "paper" else tuple(map(str, list_items("tasks", found["tasks"])))
-    limit = found["limit"]
-    if limit is not None and not (str(limit).isdecimal() and int(limit) > 0):
-        raise UserError(f"--limit is {limit}, expected a whole number of at least 1")
-    data = found["task_data"]
+    tasks = TASKS if found["tasks"] == "paper" else tuple(list_items("tasks", found["tasks"]))
+    for name in tasks:
+        text("tasks", name)
+    limit, data = optional(positive, "limit", found["limit"]), optional(text, "task_data", found["task_data"])
     if data is not None and not os.path.isdir(data):
         raise UserError(f"--task-data {data} is no directory")
-    return ZeroShot(tasks, data, None if limit is None else int(limit))
+    return ZeroShot(tasks, data, limit)
 
 
 def accuracies(run: Run, out: Path, zero_shot: ZeroShot, start: Start) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def accuracies(run: Run, out: Path, zero_shot: ZeroShot, start: Start) -> dict[s
     """
     directory = out / run.name
     if PRUNERS[run.config.pruner].updates_weights:
-        pruned = ["--model", read_json(directory / "manifest.json", _MOST_BYTES)["options"]["save_model"]]
+        pruned = ["--model", str(run.config.model_directory)]
     else:
         pruned = ["--model", run.config.model, "--masks", str(directory / "masks.safetensors"), "--no-dense"]
     try:
@@ -89,18 +88,24 @@ def accuracy(place: Path, model: list[str], out: Path, zero_shot: ZeroShot, star
         found = measured(place, zero_shot)
     if found is None:
         raise UserError(f"zero-shot: {error}")
-    return {name: task.get("pruned", task.get("dense", {})).get("acc") for name, task in found.items()}
+    return found
 
 
-def measured(path: Path, zero_shot: ZeroShot) -> Mapping[str, Any] | None:
-    """The tasks of a file of `eval.zero_shot`; None if there is none, or it was asked for something else."""
+def measured(path: Path, zero_shot: ZeroShot) -> dict[str, float | None] | None:
+    """The accuracies in a file of `eval.zero_shot`; None if there is none, or it was asked for something else."""
     try:
         found = read_json(path, _MOST_BYTES)
         asked = (tuple(found["tasks"]), found["task_data"], found["limit"])
-    except (OSError, ValueError, KeyError, TypeError):
+        accuracies = {name: _accuracy(task) for name, task in found["tasks"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    tasks: Mapping[str, Any] = found["tasks"]
-    return tasks if asked == (zero_shot.tasks, zero_shot.data, zero_shot.limit) else None
+    return accuracies if asked == (zero_shot.tasks, zero_shot.data, zero_shot.limit) else None
+
+
+def _accuracy(task: Mapping[str, Any]) -> float | None:
+    """Of the pruned model, where there is one; None where the task has none."""
+    value = task.get("pruned", task.get("dense", {})).get("acc")
+    return None if value is None else number(value)
 
 
 def _mean(values: Mapping[str, float | None]) -> float | None:

@@ -11,9 +11,10 @@ import torch
 from lm_eval.api.task import Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from neuroal_jax.checkpoint.hugging_face import load_tokenizer, load_torch_model
 from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.machine.memory import is_exhausted
 
 
 class CheckedLM(HFLM):
@@ -58,15 +59,15 @@ def load_model(path: Path, name: str, dtype: str, device: str, batch_size: int |
     Raises:
         UserError: If transformers cannot load it, or finds weights missing.
     """
-    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
-        )
-        model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(path, **safe)
+        model, report = load_torch_model(path, dtype=dtype, output_loading_info=True)
+        tokenizer = load_tokenizer(path)
         model.to(device)
-    except Exception as error:  # transformers and PyTorch raise many kinds
+    except UserError:
+        raise
+    except Exception as error:  # PyTorch raises many kinds
+        if is_exhausted(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"transformers cannot load {name} on {device} ({reason})") from error
     if report["missing_keys"]:

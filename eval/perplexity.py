@@ -3,20 +3,30 @@
 python -m eval.perplexity --model DIR [--masks FILE] [--text wikitext2,c4,ptb] [--backend torch] [--out FILE]
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 import argparse
-import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import sources
+from neuroal_jax.command.values import path_to, positive, sources
 from neuroal_jax.data.texts import PAPER_TEXTS, TEXTS
 from neuroal_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from neuroal_jax.checkpoint.opened import Checkpoint
 
 FORMAT = "neuroal-perplexity-1"
 Perplexity = Callable[[np.ndarray], float]  # of windows: token ids [n, seqlen]
@@ -62,7 +72,6 @@ def in_jax(model: str, dtype: str, masks: Path | None) -> Perplexity:
 def in_torch(model: str, dtype: str, masks: Path | None) -> Perplexity:
     """Loads a model once, to measure several texts, on a GPU if PyTorch sees one."""
     import torch
-    from torch.nn.functional import cross_entropy
 
     from neuroal_jax.walk.blocks import batch_size
 
@@ -75,14 +84,25 @@ def in_torch(model: str, dtype: str, masks: Path | None) -> Perplexity:
         with torch.no_grad():
             for ids in torch.from_numpy(windows.astype(np.int64)).split(batch):
                 ids = ids.to(loaded.device)
-                logits = loaded(ids).logits[:, :-1].float()
-                losses.append(cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(dim=1).cpu())
-        loss = torch.cat(losses).double().mean().item()
+                losses.append(next_token_losses(loaded(ids).logits, ids).double().mean(dim=1).cpu())
+        loss = torch.cat(losses).mean().item()
         if not np.isfinite(loss):
             raise UserError(f"the loss of {model} is {loss} in {dtype}: try --dtype float32, or another checkpoint")
-        return float(np.exp(loss))
+        with np.errstate(over="ignore"):  # as `walk.perplexity`
+            return float(np.exp(loss))
 
     return perplexity
+
+
+def next_token_losses(logits: "torch.Tensor", ids: "torch.Tensor") -> "torch.Tensor":
+    """The loss of every token but the first, in nats: logits `[n, t, vocabulary]`, ids `[n, t]`, losses `[n, t - 1]`.
+
+    Sums over the vocabulary along contiguous memory: over any other axis PyTorch adds up number after number in fp32,
+    which is wrong in the fourth decimal for large vocabularies, and its `log_softmax` loses a digit as well.
+    """
+    logits = logits.float().contiguous()
+    chosen = logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return logits.logsumexp(-1)[:, :-1] - chosen
 
 
 def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
@@ -92,9 +112,9 @@ def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
         UserError: If transformers cannot load it, or the masks are not of this model.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from neuroal_jax.checkpoint.hugging_face import load_torch_model
     from neuroal_jax.checkpoint.locate import locate
     from neuroal_jax.checkpoint.safetensors import SafetensorsSource
     from neuroal_jax.masks.file import masks_of
@@ -104,11 +124,9 @@ def load_in_torch(model: str, dtype: str, masks: Path | None = None) -> Any:
     if masks is not None:
         masks_of(masks, SafetensorsSource(path), model)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises many kinds
-        raise UserError(f"transformers cannot load {model} ({' '.join(str(error).split())[:200]})") from error
+        loaded = load_torch_model(path, dtype=getattr(torch, dtype))
+    except ValueError as error:
+        raise UserError(f"transformers cannot load {model} ({str(error)[:200]})") from error
     if masks is not None:
         import_module("neuroal_jax.convert.masks_to_torch").apply_masks(loaded, masks)
     return loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -121,7 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = Parser(prog="python -m eval.perplexity", description="Token perplexity of a model, dense or pruned.")
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
-    parser.add_argument("--masks", type=Path, help="masks.safetensors of this model: measure it pruned")
+    parser.add_argument(
+        "--masks", type=partial(path_to, "masks"), help="masks.safetensors of this model: measure it pruned"
+    )
     parser.add_argument(
         "--text",
         metavar="LIST",
@@ -129,10 +149,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"the text of that name (default: {','.join(PAPER_TEXTS)}; demo for the demo model)",
     )
     parser.add_argument("--text-column", metavar="NAME", help="column of the text in files, as for the pruner")
-    parser.add_argument("--seqlen", type=positive, default=None, help="tokens per window (default: 2048; 128 for demo)")
+    parser.add_argument(
+        "--seqlen", type=partial(positive, "seqlen"), help="tokens per window (default: 2048; 128 for demo)"
+    )
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="compute dtype")
     parser.add_argument("--backend", default="jax", choices=BACKENDS, help="whose forward pass")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results here, as JSON")
+    parser.add_argument(
+        "--out", type=partial(path_to, "out"), metavar="FILE", help="also write the results here, as JSON"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     return run_program(lambda: measure(parser.parse_args(arguments)))
 
@@ -144,17 +168,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         UserError: If the model, the masks or a text cannot be used, or `--out` not be written.
     """
     from neuroal_jax.checkpoint.opened import open_checkpoint
-    from neuroal_jax.data.sources import check_text_column
+    from neuroal_jax.data.sources import check_text_column, files_of
+    from neuroal_jax.files.protection import Inputs
+    from neuroal_jax.files.writing import new_json
+
+    texts = sources(options.text or ("demo" if options.model == "demo" else ",".join(PAPER_TEXTS)))
+    check_text_column(texts, options.text_column)
+    checkpoint = open_checkpoint(options.model)
+    inputs = Inputs(("--model", checkpoint.path), ("--masks", options.masks), *files_of("--text", texts))
+    with new_json(options.out, format=FORMAT, overwrite=options.overwrite, inputs=inputs) as write:
+        result = _measure(options, checkpoint, texts)
+        write(result)
+    return result
+
+
+def _measure(options: argparse.Namespace, checkpoint: "Checkpoint", names: list[str]) -> dict[str, Any]:
     from neuroal_jax.data.windows import read_evaluations, reader_for
-    from neuroal_jax.files.writing import check_new_file, publish_json
     from neuroal_jax.run.manifest import describe_windows, versions
 
-    if options.out is not None:
-        check_new_file(options.out, overwrite=options.overwrite)
-    text = options.text or ("demo" if options.model == "demo" else ",".join(PAPER_TEXTS))
-    check_text_column(sources(text), options.text_column)
-    reader = reader_for(open_checkpoint(options.model), options.model, options.seqlen, options.text_column)
-    evaluations = read_evaluations(reader, sources(text), "--text")
+    reader = reader_for(checkpoint, options.model, options.seqlen, options.text_column)
+    evaluations = read_evaluations(reader, names, "--text")
     perplexity = BACKENDS[options.backend](options.model, options.dtype, options.masks)
     texts: dict[str, Any] = {}
     for name, windows in evaluations.items():
@@ -162,7 +195,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         count, seqlen = windows.ids.shape
         texts[name] = {f"token_ppl@{seqlen}": value, **(describe_windows(windows) or {})}
         print(f"token_ppl@{seqlen} ({windows.origin}, {count} windows, {options.backend}): {value:.4f}", flush=True)
-    result = {
+    return {
         "format": FORMAT,
         "model": options.model,
         "masks": None if options.masks is None else str(options.masks),
@@ -171,18 +204,3 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "texts": texts,
         "versions": versions(),
     }
-    if options.out is not None:
-        publish_json(options.out, result)
-    return result
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-if __name__ == "__main__":
-    sys.exit(main())

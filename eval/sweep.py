@@ -9,6 +9,12 @@ model, and every dense one once. DIR holds the runs, their logs, `table.csv`, `t
 and a table to sort.
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
+import os
 import subprocess
 import sys
 import time
@@ -19,22 +25,28 @@ from typing import Any
 
 import yaml
 
+from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.command.config import all_options
 from neuroal_jax.command.parser import Parser, add_options, read_yaml
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import flag
+from neuroal_jax.command.values import flag, path_to, shown
+from neuroal_jax.data.sources import files_of
 from neuroal_jax.data.texts import PAPER_TEXTS
 from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.files.claims import claimed
+from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import read_json
+from neuroal_jax.files.writing import has_format
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.report.page import REPORT
 
 from . import cost
-from .accuracy import ACCURACY, ZERO_SHOT, Start, accuracies, take_zero_shot
+from .accuracy import ACCURACY, ZERO_SHOT, Start, ZeroShot, accuracies, take_zero_shot
 from .cost import PAPER_MODELS
 from .grid import AXES, Run, list_items, plan
-from .table import describe, markdown, write_tables
-from .zero_shot import TASKS
+from .table import TABLES, check_tables, describe, markdown, write_tables
+from .zero_shot import FORMAT as ZERO_SHOT_FORMAT
+from .zero_shot import TASKS, task_files
 
 DEFAULTS: dict[str, list[Any]] = {"pruners": ["wanda"], "top_ups": ["uniform", "neuroal"], "seeds": [0]}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -109,13 +121,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     from_file = {} if file is None else read_yaml(Path(file), [*AXES, "out", "preset", *ZERO_SHOT, *shared])
     preset = given.pop("preset", None) or from_file.pop("preset", None)
     if preset not in (None, *PRESETS):
-        raise UserError(f"--preset {preset} is unknown: expected one of {', '.join(PRESETS)}")
-    values = {**DEFAULTS, **PRESETS.get(str(preset), {}), **from_file, **given, "dry_run": dry_run}
+        raise UserError(f"--preset {shown(preset)} is unknown: expected one of {', '.join(PRESETS)}")
+    values = {**DEFAULTS, **PRESETS.get(str(preset), {}), **from_file, **given, "config": file, "dry_run": dry_run}
     for name in (*AXES, "out"):
         if values.get(name) is None:
             raise UserError(f"{flag(name)} is missing (see --help)")
     for name in AXES:
         values[name] = list_items(name, values[name])
+    values["out"] = str(path_to("out", values["out"]))
     return values
 
 
@@ -124,14 +137,22 @@ def sweep(values: Mapping[str, Any], start: Start = process) -> None:
 
     Raises:
         OSError: If something cannot be written.
-        UserError: If nothing can be run, a directory holds a run with other options, or runs failed (after all others).
+        UserError: If nothing can be run, an input would be written to, another process writes to the directory, it
+            holds a run with other options, or runs failed (after all others).
     """
     values = dict(values)
-    out, zero_shot = Path(str(values["out"])), take_zero_shot(values)
+    out, file, zero_shot = Path(str(values["out"])), values.pop("config", None), take_zero_shot(values)
     runs = planned(values, out)
+    protect_inputs(out, runs, inputs_of(runs, file, zero_shot))
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    with claimed(out, "--out"):
+        run_all(runs, out, zero_shot, start)
+
+
+def run_all(runs: list[Run], out: Path, zero_shot: ZeroShot, start: Start) -> None:
+    """The runs one after the other; errors as `sweep`."""
     known = {run.name: finished(out, run) for run in runs}
     rows = dict(known)
-    (out / "logs").mkdir(parents=True, exist_ok=True)
     for number, run in enumerate(runs, 1):
         began = time.perf_counter()
         row = known[run.name] or execute(run, out, start)
@@ -147,6 +168,39 @@ def sweep(values: Mapping[str, Any], start: Start = process) -> None:
     print(f"written to {out}/table.csv, {out}/table.md and {out}/{REPORT}")
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed: {shorten(failed)}; see {out}/logs")
+
+
+def inputs_of(runs: Sequence[Run], config_file: str | None, zero_shot: ZeroShot) -> Inputs:
+    """All that a sweep reads; models on the Hub are left to their runs."""
+    found: dict[tuple[str, str | Path | None], None] = dict.fromkeys([("--config", config_file)])
+    found |= dict.fromkeys(task_files(zero_shot.data))
+    for run in runs:
+        config = run.config
+        top_up = None if config.allocation in ALLOCATIONS else config.allocation
+        named = [("--models", os.path.expanduser(config.model)), ("--top-ups", top_up)]
+        texts = [*files_of("--calib", [config.calib]), *files_of("--eval", config.evaluations)]
+        found |= dict.fromkeys([*named, *texts])
+    return Inputs(*found)
+
+
+def protect_inputs(out: Path, runs: Sequence[Run], inputs: Inputs) -> None:
+    """Raises UserError, before anything is written, if a sweep would write into an input or over what others wrote."""
+    logs = out / "logs"
+    for directory in (logs, *dict.fromkeys(out / Path(run.name).parts[0] for run in runs)):
+        found = inputs.holding(directory)
+        if found is not None:
+            raise UserError(f"--out {out}: {directory} would lie in {found}: choose another")
+    files = [log_of(logs, run).with_suffix(suffix) for run in runs for suffix in (".log", ".yaml")]
+    inputs.protect([*files, *(out / name for name in TABLES)], "--out")
+    for path in files:
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise UserError(f"--out {out}: {path} is no log of a sweep: move it away")
+    check_tables(out)
+
+
+def log_of(logs: Path, run: Run) -> Path:
+    """Where the output of a run goes."""
+    return logs / f"{run.name.replace('/', '-')}.log"
 
 
 def planned(values: Mapping[str, Any], out: Path) -> list[Run]:
@@ -173,7 +227,7 @@ def estimate(values: Mapping[str, Any]) -> None:
         UserError: As `plan`.
     """
     values = dict(values)
-    out, zero_shot = Path(str(values["out"])), take_zero_shot(values)
+    out, _, zero_shot = Path(str(values["out"])), values.pop("config", None), take_zero_shot(values)
     runs = planned(values, out)
     done = {run.name for run in runs if finished(out, run)}
     print(
@@ -212,14 +266,11 @@ def execute(run: Run, out: Path, start: Start) -> dict[str, Any]:
     """Runs the pruner; returns its row, with what went wrong if something did. Its output goes to a log."""
     directory = out / run.name
     directory.parent.mkdir(parents=True, exist_ok=True)
-    (directory / ACCURACY).unlink(missing_ok=True)  # of a run whose manifest was removed
-    log = out / "logs" / f"{run.name.replace('/', '-')}.log"
+    if has_format(directory / ACCURACY, ZERO_SHOT_FORMAT):  # of a run whose manifest was removed
+        (directory / ACCURACY).unlink()
+    log = log_of(out / "logs", run)
     config = log.with_suffix(".yaml")
     config.write_text(yaml.safe_dump({**run.config.plain(), "resume": True}))
     error = start(["neuroal_jax.prune", "--config", str(config)], log)
     row = finished(out, run)  # whatever the exit code: another sweep may have been quicker
     return describe(run, None, error) if row is None else row
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,12 +2,15 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from neuroal_jax.errors import UserError
+from neuroal_jax.files.reading import number
 from neuroal_jax.files.writing import replace_text
-from neuroal_jax.report.page import REPORT, sweep_report
+from neuroal_jax.report.page import REPORT, is_report, sweep_report
 
 from .grid import Run
 
@@ -17,7 +20,11 @@ TAIL = ("search_seconds", "prune_seconds", "host_peak_mib", "device_peak_mib", "
 
 
 def describe(run: Run, manifest: Mapping[str, Any] | None, error: str = "") -> dict[str, Any]:
-    """A row of the table."""
+    """A row of the table.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError, OverflowError: If the manifest is none of this version.
+    """
     row: dict[str, Any] = dict.fromkeys((*HEAD, *TAIL))
     row |= {"model": run.model, "pruner": run.config.pruner, "top_up": run.top_up, "error": error}
     row |= {"sparsity": run.config.sparsity, "seed": run.config.seed}
@@ -25,14 +32,14 @@ def describe(run: Run, manifest: Mapping[str, Any] | None, error: str = "") -> d
         return row
     seconds, memory, token_ppl = manifest["seconds"], manifest["memory_bytes"], manifest["token_ppl"]
     return row | {
-        "achieved": manifest["sparsity"]["achieved"],
-        "lambda_block": manifest["lambda_block"],
-        "lambda_row": manifest["lambda_row"],
-        "seqlen": token_ppl["seqlen"],
+        "achieved": number(manifest["sparsity"]["achieved"]),
+        "lambda_block": _rounded(manifest["lambda_block"]),
+        "lambda_row": _rounded(manifest["lambda_row"]),
+        "seqlen": round(number(token_ppl["seqlen"])),
         **_perplexities(token_ppl["texts"]),
         "search_seconds": _rounded(seconds.get("search", 0.0), 1),
         "prune_seconds": _rounded(seconds["prune"], 1),
-        "host_peak_mib": round(memory["host_peak"] / 2**20),
+        "host_peak_mib": round(number(memory["host_peak"]) / 2**20),
         "device_peak_mib": _rounded(memory["device_peak"], 0, 2**20),
     }
 
@@ -46,8 +53,8 @@ def _perplexities(texts: Mapping[str, Mapping[str, Any]]) -> dict[str, float | N
     }
 
 
-def _rounded(value: float | None, digits: int, unit: float = 1.0) -> float | None:
-    return None if value is None else round(value / unit, digits)
+def _rounded(value: Any, digits: int = 99, unit: float = 1.0) -> float | None:
+    return None if value is None else round(number(value) / unit, digits)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -71,6 +78,32 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*HEAD, *measured, *TAIL]
 
 
+def check_tables(out: Path) -> None:
+    """Raises UserError for a file that `write_tables` would replace and that is no earlier one of its own."""
+    for name, is_ours in TABLES.items():
+        path = out / name
+        if os.path.lexists(path) and not is_ours(path):
+            raise UserError(f"--out {out}: {path} exists already, and no sweep wrote it: move it away")
+
+
+def _begins_with(start: str) -> Callable[[Path], bool]:
+    def begins(path: Path) -> bool:
+        if path.is_symlink() or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(start)) == start.encode()
+
+    return begins
+
+
+# What `write_tables` writes, and how it is recognised.
+TABLES = {
+    "table.csv": _begins_with(",".join(HEAD[:2])),
+    "table.md": _begins_with(f"| {' | '.join(HEAD[:2])} "),
+    REPORT: is_report,
+}
+
+
 def write_tables(out: Path, found: Mapping[str, Mapping[str, Any] | None]) -> None:
     """Writes `table.csv`, `table.md` and `report.html` of the runs that are done, each whole or not at all."""
     done = [name for name, row in found.items() if row]
@@ -81,6 +114,7 @@ def write_tables(out: Path, found: Mapping[str, Mapping[str, Any] | None]) -> No
     writer.writeheader()
     writer.writerows(rows)
     reports = [f"{name}/{REPORT}" if (out / name / REPORT).is_file() else None for name in done]
+    check_tables(out)
     replace_text(out / "table.csv", text.getvalue())
     replace_text(out / "table.md", markdown(rows) + "\n")
     replace_text(out / REPORT, sweep_report(rows, reports))

@@ -7,6 +7,7 @@ here.
 """
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -278,7 +279,9 @@ def _check_class_numbers(build: _Builder, rows: _Rows, needed: Collection[str]) 
     rendered = _render(task, task.eval_docs[0])
     for column in needed:
         value = first[column]
-        if isinstance(value, bool | float) and not _differs(build, {**first, column: int(value)}, None, rendered):
+        if not isinstance(value, bool | float) or not math.isfinite(value):
+            continue
+        if not _differs(build, {**first, column: int(value)}, None, rendered):
             raise UserError(
                 f"{rows.file}: {rows.places[0]} holds {value!r} in column {column!r}, "
                 f"a {type(value).__name__}, where the task {build.name} takes whole numbers"

@@ -4,11 +4,16 @@ python -m eval.zero_shot --model DENSE --masks OUT/masks.safetensors --out accur
 python -m eval.zero_shot --model DENSE --pruned DIR --tasks rte,boolq --task-data FOLDER
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 import importlib.metadata
 import logging
 import platform
-import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +21,10 @@ from neuroal_jax.checkpoint.locate import locate
 from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
+from neuroal_jax.command.values import path_to, positive
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.writing import check_new_file, publish_json
+from neuroal_jax.files.protection import Inputs
+from neuroal_jax.files.writing import new_json
 from neuroal_jax.masks.file import masks_of
 from neuroal_jax.version import __version__
 
@@ -186,17 +193,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: dict[str, Any]) -> None:
     out, overwrite = options.pop("out"), options.pop("overwrite")
+    model, pruned = options["model"], options["pruned"]
+    inputs = Inputs(
+        ("--model", locate(model)),
+        ("--pruned", None if pruned is None or options["masks"] is not None else locate(pruned, "--pruned")),
+        ("--masks", options["masks"]),
+        *task_files(options["task_data"]),
+    )
+    with new_json(out, format=FORMAT, overwrite=overwrite, inputs=inputs) as write:
+        _quiet()
+        result = evaluate(**options)
+        print(table(result))
+        for state, model in result["models"].items():
+            if model["truncated"]:
+                print(f"{state}: {model['truncated']} prompts were longer than the model's context, cut on the left")
+        write(result)
     if out is not None:
-        check_new_file(out, overwrite=overwrite)
-    _quiet()
-    result = evaluate(**options)
-    print(table(result))
-    for state, model in result["models"].items():
-        if model["truncated"]:
-            print(f"{state}: {model['truncated']} prompts were longer than the model's context, and cut on the left")
-    if out is not None:
-        publish_json(out, result)
         print(f"written to {out}")
+
+
+def task_files(directory: str | Path | None) -> list[tuple[str, Path]]:
+    """The files of a folder of tasks' rows, each with the flag that names it."""
+    folder = Path(directory or "")
+    return [("--task-data", path) for path in folder.iterdir()] if directory is not None and folder.is_dir() else []
 
 
 def _parser() -> Parser:
@@ -204,16 +223,23 @@ def _parser() -> Parser:
         prog="python -m eval.zero_shot", description="Zero-shot accuracy of a model by lm-eval.", allow_abbrev=False
     )
     parser.add_argument("--model", required=True, help="the dense model: checkpoint directory, Hub model id, or 'demo'")
-    parser.add_argument("--masks", type=Path, metavar="FILE", help="masks.safetensors, to be applied in memory")
+    parser.add_argument(
+        "--masks", type=partial(path_to, "masks"), metavar="FILE", help="masks.safetensors, to be applied in memory"
+    )
     parser.add_argument("--pruned", metavar="DIR", help="a saved pruned checkpoint, instead of --masks")
     parser.add_argument("--no-dense", dest="dense", action="store_false", help="do not measure the dense model")
     parser.add_argument(
         "--tasks", type=_names, default=TASKS, metavar="LIST", help=f"tasks of lm-eval (default: {','.join(TASKS)})"
     )
     parser.add_argument(
-        "--task-data", type=Path, metavar="DIR", help="folder of TASK.*.jsonl (.jsonl.gz, .json, .parquet): no Hub"
+        "--task-data",
+        type=partial(path_to, "task_data"),
+        metavar="DIR",
+        help="folder of TASK.*.jsonl (.jsonl.gz, .json, .parquet): no Hub",
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows of each task")
+    parser.add_argument(
+        "--limit", type=partial(positive, "limit"), metavar="N", help="only the first N rows of each task"
+    )
     parser.add_argument(
         "--batch-size", type=_batch_size, metavar="N", help="requests at a time, or auto (default: auto; 8 on a CPU)"
     )
@@ -222,7 +248,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--device", help="as PyTorch names it (default: cuda if there is one, else cpu)")
     parser.add_argument("--log-samples", action="store_true", help="put every row's prediction into --out")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write")
+    parser.add_argument("--out", type=partial(path_to, "out"), metavar="FILE", help="JSON file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that --out names")
     return parser
 
@@ -231,15 +257,8 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
 def _batch_size(text: str) -> int | str:
-    return text if text == "auto" else _positive(text)
+    return text if text == "auto" else positive("batch_size", text)
 
 
 def _quiet() -> None:
@@ -251,7 +270,3 @@ def _quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,10 +11,15 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        text = " ".join(message.split())
-        if len(text) > _LONGEST:
-            text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+        super().__init__(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """A message as one printable line of bounded length, whatever it quotes."""
+    text = " ".join(message.split())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class IllegalCombination(UserError):

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from neuroal_jax.checkpoint.opened import Checkpoint, open_checkpoint
-from neuroal_jax.errors import UserError
+from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.models.causal_lm import CausalLM
 from neuroal_jax.models.family import expand
 
@@ -55,15 +55,18 @@ def mask_tree(masks: Mapping[str, np.ndarray], checkpoint: Checkpoint, params: A
         params: A pytree with the Flax model's paths, e.g. `nnx.state(model, nnx.Param)`.
 
     Raises:
-        UserError: If a mask has no kernel, or one of another shape.
+        UserError: If a mask has no kernel, or one of another shape, or a linear has no mask.
     """
-    names = expand(checkpoint.rules, checkpoint.num_blocks)
-    by_path = {}
+    names, prunable = expand(checkpoint.rules, checkpoint.num_blocks), checkpoint.prunable()
+    lacking = [name for name in prunable if name not in masks]
+    by_path: dict[str, np.ndarray] = {}
     for hf, mask in masks.items():
-        if hf not in names:
-            raise UserError(f"the masks are of another model: it has no tensor {hf}")
+        if hf not in prunable:
+            raise UserError(f"the masks are of another model: it has no linear {hf}")
         rule, block = names[hf]
         by_path[rule.flax.format(block=block)] = rule.across(mask)
+    if lacking:
+        raise UserError(f"the masks are of another model, or incomplete: {shorten(lacking)} have none")
 
     def masked(path: tuple[Any, ...], leaf: Any) -> Any:
         mask = by_path.pop(_dotted(path), None)
@@ -97,6 +100,8 @@ def keep_pruned(masks: Any) -> optax.GradientTransformation:
             raise ValueError("keep_pruned needs the parameters: call update(updates, state, params)")
 
         def keep_zero(mask: Any, update: Any, param: Any) -> Any:
+            if mask is not None and mask.shape != param.shape:
+                raise ValueError(f"a mask has shape {list(mask.shape)}, its parameter {list(param.shape)}")
             return update if mask is None else jnp.where(mask, update, -param)
 
         return jax.tree.map(keep_zero, masks, updates, params, is_leaf=lambda leaf: leaf is None), state

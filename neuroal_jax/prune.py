@@ -3,17 +3,20 @@
 The module can be called: it is the function `neuroal_jax.prune(config)` too.
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 import logging
-import os
 import sys
 import types
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from neuroal_jax.command.config import AUTO, PruneConfig
 from neuroal_jax.command.parser import parse_arguments
 from neuroal_jax.command.program import Messages, run_program
-from neuroal_jax.machine.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
     from neuroal_jax.run.pipeline import PruneResult
@@ -49,14 +52,6 @@ class _CallableModule(types.ModuleType):
 sys.modules[__name__].__class__ = _CallableModule
 
 
-def program() -> None:
-    """The process: `main`, and an end that does not wait for the computation that an interrupt left running."""
-    code = main()
-    if code == INTERRUPTED:
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    program()
+def program() -> NoReturn:
+    """The process: `main` and its exit code."""
+    as_process(__name__)

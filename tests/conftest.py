@@ -80,6 +80,21 @@ def save_random_model(
     return directory
 
 
+def save_random_weights(directory: Path, config: dict, *, seed: int = 0) -> None:
+    """Saves the random model that transformers makes of a config.json, beside that very file."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    (directory / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    (directory / "config.json").write_text(json.dumps(config))
+
+
 def untraced(number: int) -> dict[str, int]:
     """Options of a random model whose programs no other test of this `number` (96 or more) has this process trace.
 

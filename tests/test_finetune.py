@@ -73,10 +73,13 @@ def test_errors(pruned, llama, make_llama):
     checkpoint = open_checkpoint(str(other))
     with pytest.raises(UserError, match=r"mask of blocks\.0\.mlp.*has shape"):
         mask_tree(masks, checkpoint, nnx.state(load_model(str(other))))
-    with pytest.raises(UserError, match=r"no tensor model\.layers\.2"):
+    with pytest.raises(UserError, match=r"no linear model\.layers\.2"):
         small = make_llama(num_hidden_layers=2)
         mask_tree(masks, open_checkpoint(str(small)), nnx.state(load_model(str(small))))
     with pytest.raises(UserError, match=r"params have no blocks\.0"):
         mask_tree(masks, open_checkpoint(str(llama)), {"stem": jnp.zeros(3)})
+    with pytest.raises(ValueError, match=r"a mask has shape \[2\], its parameter \[3, 2\]"):
+        params = {"a": jnp.ones((3, 2))}
+        keep_pruned({"a": jnp.ones(2, bool)}).update(params, optax.EmptyState(), params)
     with pytest.raises(ValueError, match="needs the parameters"):
         keep_pruned({"a": None}).update({"a": jnp.ones(1)}, optax.EmptyState())

@@ -1,8 +1,9 @@
 """A model on disk, opened: its family and config, every tensor checked against the family's table, read on demand."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,22 @@ from neuroal_jax.checkpoint.locate import locate
 from neuroal_jax.checkpoint.orbax import OrbaxSource, is_orbax
 from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.checkpoint.saving import Edit, copy_edited, copy_side_files, write_checkpoint
-from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorSource, combine, digests, is_finite
+from neuroal_jax.checkpoint.tensors import (
+    FLOAT_DTYPES,
+    TensorSource,
+    combine,
+    digests,
+    is_finite,
+    is_zero,
+    parameter_names,
+)
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import SteadyFile, check_steady, parse_json, read_bounded
 from neuroal_jax.models import family_of
 from neuroal_jax.models.causal_lm import abstract_params
 from neuroal_jax.models.family import Family, ParamRule, expand
+
+log = logging.getLogger("neuroal_jax")
 
 _CONFIG_BYTES = 2**24  # far more than any config.json has
 
@@ -41,7 +52,7 @@ class ConfigFile:
 
 @dataclass
 class Checkpoint:
-    """An opened checkpoint. `open_checkpoint` makes one; opening reads headers only."""
+    """An opened checkpoint. `open_checkpoint` makes one; opening reads headers, and a head that may be tied."""
 
     path: Path
     config_file: ConfigFile
@@ -130,6 +141,18 @@ class Checkpoint:
             "prunable": combine({name: digest for name, digest in found.items() if name in prunable}),
         }
 
+    def zeros(self) -> list[dict[str, np.ndarray]]:
+        """Where the prunable weights are zero, by block and linear: packed as masks are; no blocks if no weight is.
+
+        Reads every prunable tensor.
+        """
+        found: list[dict[str, np.ndarray]] = [{} for _ in range(self.num_blocks)]
+        for name, (block, linear) in self.prunable().items():
+            packed = np.packbits(is_zero(self.read(name)), axis=1)
+            # Most linears of most models have none: these share one byte.
+            found[block][linear] = packed if packed.any() else np.broadcast_to(np.uint8(0), packed.shape)
+        return found if any(packed.any() for block in found for packed in block.values()) else []
+
     def check_unchanged(self) -> None:
         """Raises UserError if config.json or a file of weights is not what it was when it was opened."""
         check_steady([self.config_file.file, *self.source.steady])
@@ -158,10 +181,13 @@ def open_checkpoint(model: str) -> Checkpoint:
     config_file = read_config(path)
     family = family_of(config_file.content)
     config = family.parse_config(config_file.content)
-    rules = family.rules(config)
-    source: TensorSource = OrbaxSource(path, rules, config) if is_orbax(path) else SafetensorsSource(path)
+    every = family.rules(replace(config, tie_word_embeddings=False))
+    source: TensorSource = OrbaxSource(path, every, config) if is_orbax(path) else SafetensorsSource(path)
+    source.rename(parameter_names(source.infos, expand(every, config.num_hidden_layers)))
+    if config.tie_word_embeddings:
+        config = replace(config, tie_word_embeddings=_settle_tie(path, source, every))
     _check_tensors(path, family, config, source)
-    return Checkpoint(path, config_file, family, config, source, rules)
+    return Checkpoint(path, config_file, family, config, source, family.rules(config))
 
 
 def read_config(path: Path) -> ConfigFile:
@@ -178,6 +204,27 @@ def read_config(path: Path) -> ConfigFile:
     if not isinstance(config, dict):
         raise UserError(f"{file} holds a {type(config).__name__}, expected an object")
     return ConfigFile(config, hashlib.sha256(content).hexdigest(), steady)
+
+
+def _settle_tie(path: Path, source: TensorSource, rules: tuple[ParamRule, ...]) -> bool:
+    """Whether embedding and head are one, where config.json says so.
+
+    As in transformers 5: a file that holds only one of them holds both; two that differ are two.
+    """
+    embedding, head = (next(r.hf for r in rules if r.flax == f"{part}.embedding") for part in ("stem", "head"))
+    if head not in source.infos:
+        return True
+    if embedding not in source.infos:
+        source.rename({head: embedding})
+        return True
+    info = source.infos[embedding]
+    if info == source.infos[head] and info.dtype in FLOAT_DTYPES:
+        first, second = (source.read(name).reshape(-1).view(np.uint8) for name in (embedding, head))
+        if np.array_equal(first, second):
+            return True
+    message = "%s: %s and %s differ, so they are not tied (as in transformers), although config.json says so"
+    log.warning(message, path, embedding, head)
+    return False
 
 
 def _check_tensors(path: Path, family: Family, config: Any, source: TensorSource) -> None:

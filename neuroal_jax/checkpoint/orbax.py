@@ -3,6 +3,7 @@
 import hashlib
 import math
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ class OrbaxSource:
         import orbax.checkpoint as ocp
 
         self._path = (directory / PARAMS).absolute()
-        self.steady = [SteadyFile.at(file) for file in sorted(self._path.rglob("*")) if file.is_file()]
+        # All but directories: what is no file, Orbax would wait for.
+        self.steady = [SteadyFile.at(file) for file in sorted(self._path.rglob("*")) if not file.is_dir()]
         self._unchecked = _read_digests(directory / DIGESTS)
         self._check_files(_SMALL_BYTES)
         self._checking = threading.Lock()  # tensors are read from two threads
@@ -75,6 +77,11 @@ class OrbaxSource:
         except Exception as error:  # Orbax raises many kinds, none of them documented.
             raise UserError(f"{self._path}: {path} cannot be read ({error}): convert the model again") from error
         return np.ascontiguousarray(array.T) if transpose else array
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Gives tensors other names from now on, from the present ones; files stay as they are."""
+        for old, new in names.items():
+            self.infos[new], self._places[new] = self.infos.pop(old), self._places.pop(old)
 
     def _check_files(self, largest: float) -> None:
         """Raises UserError if a file that was not checked before, of at most `largest` bytes, is not what it was."""

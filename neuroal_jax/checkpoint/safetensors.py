@@ -1,18 +1,23 @@
 """Reading tensors from safetensors files, one at a time, without JAX or torch."""
 
+import logging
 import os
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from neuroal_jax.checkpoint.listing import ADAPTER, SAFETENSORS, WeightFiles, check_listing
 from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.reading import SteadyFile, parse_json, read_json
+from neuroal_jax.files.reading import SteadyFile, open_plain, parse_json, read_json
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+SINGLE, INDEX = SAFETENSORS.single, SAFETENSORS.index
+log = logging.getLogger("neuroal_jax")
+
 _INDEX_BYTES = 256 * 2**20  # more than any index has
 
 
@@ -24,10 +29,11 @@ class SafetensorsSource:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.files, index = _weight_files(directory)
+        self.files, index = weight_files(directory, SAFETENSORS)
         self.steady = [SteadyFile.at(path) for path in self.files]
         self.infos: dict[str, TensorInfo] = {}
         self._places: dict[str, tuple[SteadyFile, int]] = {}
+        self.names: dict[str, str] = {}  # of tensors that are called otherwise than in their file, by the name there
         for file in self.steady:
             header, start = read_header(file.path)
             for name, entry in header.items():
@@ -58,6 +64,13 @@ class SafetensorsSource:
         dtype = FLOAT_DTYPES[info.dtype]
         return np.frombuffer(file.read(offset, info.size * dtype.itemsize), dtype).reshape(info.shape)
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Gives tensors other names from now on, from the present ones; files stay as they are."""
+        stored = {now: name for name, now in self.names.items()}
+        for old, new in names.items():
+            self.infos[new], self._places[new] = self.infos.pop(old), self._places.pop(old)
+            self.names[stored.get(old, old)] = new
+
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """A safetensors file's entries by tensor name, and where its data begins, after the library has validated it.
@@ -66,9 +79,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         UserError: If the file cannot be read or is not a complete safetensors file.
     """
     try:
-        with safe_open(path, framework="np"):
-            pass
-        with path.open("rb") as file:
+        with open_plain(path) as file, safe_open(path, framework="np"):
             length = int.from_bytes(file.read(8), "little")
             text = file.read(length).decode()
         if not text.startswith("{"):
@@ -80,28 +91,38 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
-    """The files, and the index of a checkpoint that is in several."""
-    if (directory / SINGLE).is_file():
-        return [directory / SINGLE], {}
-    if (directory / INDEX).is_file():
-        index = _read_index(directory)
-        shards = sorted(set(index.values()))
-        for shard in shards:
-            if Path(shard).name != shard or not os.path.isfile(directory / shard):
-                raise UserError(f"{directory / INDEX} names {shard!r}, which is no file of {directory}")
-        return [directory / shard for shard in shards], index
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
-    if pickles:
+def weight_files(directory: Path, weights: WeightFiles) -> tuple[list[Path], dict[str, str]]:
+    """The files of a form that hold a directory's weights, and from tensors to files what the index of several says.
+
+    Raises:
+        UserError: If there are none, files are missing, or an adapter would come on top.
+    """
+    check_listing([path.name for path in directory.iterdir() if path.is_file()], weights, str(directory))
+    _check_adapter(directory)
+    if (directory / weights.single).is_file():
+        return [directory / weights.single], {}
+    path = directory / weights.index
+    index = _read_index(path)
+    shards = sorted(set(index.values()))
+    for shard in shards:
+        if Path(shard).name != shard or not os.path.isfile(directory / shard):
+            raise UserError(f"{path} names {shard!r}, which is no file of {directory}")
+    return [directory / shard for shard in shards], index
+
+
+def _check_adapter(directory: Path) -> None:
+    """Tells of an adapter beside the weights; raises UserError where transformers would load it on top of them."""
+    if not (directory / ADAPTER).is_file():
+        return
+    if find_spec("peft") is not None:
         raise UserError(
-            f"{directory} holds only pickled weights ({pickles[0]}): unpickling can run code, so they are never read; "
-            "convert them to safetensors first (save_pretrained of transformers does)"
+            f"{directory} holds an adapter ({ADAPTER}) beside its weights, and transformers with PEFT, which is "
+            "installed, adds it to them: merge it first (merge_and_unload), or move its files away to leave it out"
         )
-    raise UserError(f"{directory} holds no {SINGLE} and no {INDEX}")
+    log.warning("%s holds an adapter (%s) beside its weights: it is left out", directory, ADAPTER)
 
 
-def _read_index(directory: Path) -> dict[str, str]:
-    path = directory / INDEX
+def _read_index(path: Path) -> dict[str, str]:
     try:
         weight_map = read_json(path, _INDEX_BYTES)["weight_map"]
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):

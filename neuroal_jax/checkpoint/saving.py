@@ -1,20 +1,24 @@
 """Writing a checkpoint as Hugging Face has it, some tensors edited, all else as it was. Without JAX or torch."""
 
-import json
+import logging
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from neuroal_jax.checkpoint.listing import TEMPLATES, is_side_file
 from neuroal_jax.checkpoint.safetensors import INDEX, SINGLE, SafetensorsSource, read_header
 from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorSource
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.reading import open_plain
+from neuroal_jax.files.writing import naming, write_json
+
+log = logging.getLogger("neuroal_jax")
 
 DIGESTS = "params_sha256.json"  # of an Orbax checkpoint's files, which have no checksums of their own
-_NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".py"}
 _SHARD_BYTES = 5 * 10**9
 _CHUNK_BYTES = 2**24
 
@@ -29,10 +33,12 @@ def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str
     changed = frozenset(edited)
     for file in source.steady:
         header, start = read_header(file.path)
-        with (directory / file.path.name).open("wb") as new:
+        path = directory / file.path.name
+        with naming(path), path.open("wb") as new:
             new.write(file.read(0, start))
-            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            for stored, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 begin, end = entry["data_offsets"]
+                name = source.names.get(stored, stored)
                 if name in changed:
                     array = edit(name, source.read(name))
                     # safetensors expects row-major bytes; a transposed view would write the wrong order.
@@ -50,19 +56,37 @@ def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str
 def copy_file(source: Path, target: Path) -> None:
     """Copies a file; raises UserError if it cannot be read, OSError if it cannot be written."""
     try:
-        content = source.open("rb")
+        with open_plain(source) as content, naming(target), target.open("wb") as new:
+            while piece := _read_piece(content, source):
+                new.write(piece)
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror})") from error
-    with content, target.open("wb") as new:
-        shutil.copyfileobj(content, new)
+        if error.filename == str(source):
+            raise UserError(f"{source} cannot be read ({error.strerror})") from error
+        raise
+
+
+def _read_piece(file: BinaryIO, path: Path) -> bytes:
+    with naming(path):
+        return file.read(_CHUNK_BYTES)
 
 
 def copy_side_files(source: Path, directory: Path) -> None:
-    """Copies config, tokenizer and other small files of a checkpoint's top level, never weights or code."""
-    for path in sorted(source.iterdir()):
-        skipped = path.suffix in _NOT_COPIED or path.name.endswith((".safetensors.index.json", DIGESTS))
-        if path.is_file() and not skipped:
-            copy_file(path, directory / path.name)
+    """Copies what belongs to a model besides its weights: config, tokenizer, chat templates, license.
+
+    A link is followed to where the config lies, as in the Hub's cache, and within the directory; what else it leads to
+    may be anything, and is left out.
+    """
+    inside, beside_config = Path(os.path.realpath(source)), Path(os.path.realpath(source / "config.json")).parent
+    for path in sorted([*source.iterdir(), *(source / TEMPLATES).glob("*.jinja")]):
+        name = path.relative_to(source)
+        if not path.is_file() or not is_side_file(name.as_posix()):
+            continue
+        real = Path(os.path.realpath(path))
+        if not real.is_relative_to(inside) and real.parent != beside_config:
+            log.warning("%s is not copied: it is a link out of the model's directory", path)
+            continue
+        (directory / name).parent.mkdir(exist_ok=True)
+        copy_file(path, directory / name)
 
 
 def write_checkpoint(source: TensorSource, directory: Path, edited: Iterable[str], edit: Edit) -> None:
@@ -83,7 +107,8 @@ def write_checkpoint(source: TensorSource, directory: Path, edited: Iterable[str
         arrays = {name: source.read(name) for name in names}
         arrays = {name: edit(name, array) if name in changed else array for name, array in arrays.items()}
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(contiguous, directory / file, metadata={"format": "pt"})
+        with naming(directory / file):
+            save_file(contiguous, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
-        (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))
+        write_json(directory / INDEX, {"metadata": {}, "weight_map": weight_map})

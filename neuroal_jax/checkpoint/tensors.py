@@ -2,13 +2,14 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import ml_dtypes
 import numpy as np
 
+from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import SteadyFile
 
 FLOAT_DTYPES = {
@@ -45,6 +46,36 @@ class TensorSource(Protocol):
     def read(self, name: str) -> np.ndarray:
         """The tensor as stored; raises UserError if it cannot be read or its file changed."""
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Gives tensors other names from now on, from the present ones; files stay as they are."""
+
+
+BASE = "model."  # of transformers' parameters outside of the head, in all families
+
+
+def parameter_names(stored: Iterable[str], expected: Collection[str]) -> dict[str, str]:
+    """The names that transformers gives to tensors which have another one in their file.
+
+    As on loading, the name of the model inside comes first or is left out: OPT's `decoder.layers.0.fc1.weight` is
+    `model.decoder.layers.0.fc1.weight`.
+
+    Args:
+        stored: Names in the files.
+        expected: transformers' names of the tensors that there may be.
+
+    Raises:
+        UserError: If two tensors have one name.
+    """
+    names: dict[str, str] = {}
+    found = set(stored)
+    for name in sorted(found):
+        other = name.removeprefix(BASE) if name.startswith(BASE) else BASE + name
+        if name not in expected and other in expected:
+            if other in found:
+                raise UserError(f"tensors {name} and {other} are one and the same to transformers: remove one of them")
+            names[name] = other
+    return names
+
 
 def is_finite(array: np.ndarray) -> bool:
     """Whether no element is NaN or infinite; works on the bits of half-precision tensors, which NumPy is slow on."""
@@ -52,6 +83,12 @@ def is_finite(array: np.ndarray) -> bool:
         exponent = np.uint16(0x7C00 if array.dtype == np.float16 else 0x7F80)
         return not np.any((array.view(np.uint16) & exponent) == exponent)
     return bool(np.isfinite(array).all())
+
+
+def is_zero(array: np.ndarray) -> np.ndarray:
+    """Which elements are zero, of either sign: by their bits, as arithmetic may take the smallest numbers for zero."""
+    bits = array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
+    return np.equal(np.left_shift(bits, 1), 0)
 
 
 def digests(names: Iterable[str], read: Callable[[str], np.ndarray]) -> dict[str, str]:

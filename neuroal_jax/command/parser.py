@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from neuroal_jax.command.config import PruneConfig, all_options
 from neuroal_jax.command.values import check_names, flag
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.reading import read_bounded
+from neuroal_jax.files.reading import plain, read_bounded
 
 _YAML_BYTES = 2**20  # far more than any list of options
 
@@ -81,7 +81,7 @@ def read_yaml(path: Path, known: Collection[str]) -> dict[str, Any]:
         UserError: If it cannot be read, or names an option that is not `known`.
     """
     try:
-        content = _plain_yaml(read_bounded(path, _YAML_BYTES).decode())
+        content = plain(_plain_yaml(read_bounded(path, _YAML_BYTES).decode()))
     except Exception as error:  # PyYAML raises KeyError and others for scalars that are not of their tag
         reason = " ".join(str(error).split())
         raise UserError(f"--config {path} cannot be read ({reason})") from error

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Callable
 
 from neuroal_jax.errors import UserError
-from neuroal_jax.machine.interrupts import INTERRUPTED, termination_interrupts
+from neuroal_jax.machine.interrupts import INTERRUPTED, interrupts
 from neuroal_jax.machine.memory import exhaustion_explained
 
+DONE = 0
 USER_ERROR = 2
 CLOSED_PIPE = 141  # as of a process that SIGPIPE ended
 
@@ -22,20 +23,35 @@ def run_program(work: Callable[[], object], interrupted: str = "interrupted: not
     Returns:
         The exit code: 0 done, 2 user error, 130 interrupted, 141 nobody reads the output any more.
     """
-    try:
-        with termination_interrupts(), exhaustion_explained("use a smaller model or text, or give it more memory"):
-            work()
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except BrokenPipeError:
-        return CLOSED_PIPE
-    except (UserError, OSError) as error:  # the latter: a full disk, a file that vanished
-        print(f"error: {UserError(str(error))}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt as interrupt:
-        print(f"interrupted: {interrupt}" if str(interrupt) else interrupted, file=sys.stderr)
+    with interrupts() as signals:
+        try:
+            with exhaustion_explained("use a smaller model or text, or give it more memory"):
+                work()
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+            return DONE
+        except BaseException as error:
+            signals.over = True
+            return _ended(error, signals.requested, interrupted)
+
+
+def _ended(error: BaseException, requested: bool, interrupted: str) -> int:
+    """The exit code of what ended a program, after one line on stderr; raises what should not have happened."""
+    if isinstance(error, KeyboardInterrupt):
+        print(f"interrupted: {error}" if str(error) else interrupted, file=sys.stderr)
         return INTERRUPTED
-    return 0
+    if requested and not isinstance(error, SystemExit):  # what a library made of the interrupt
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return CLOSED_PIPE
+    if isinstance(error, OSError):  # a full disk, a file that vanished
+        file = "" if error.filename is None else f"{error.filename}: "
+        error = UserError(f"{file}{error.strerror or error}")
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    raise error
 
 
 class Messages(logging.StreamHandler):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.protection import same_place
 from neuroal_jax.registry import Option
 
 LAMBDA_SETS = ("paper", "reference")
@@ -21,11 +22,20 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def shown(value: Any) -> str:
+    """A value in a message."""
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+
+
 def unknown(name: str, value: Any, choices: Collection[str]) -> str:
     """What to say of a name that is not one of some."""
-    close = get_close_matches(str(value), list(choices), n=1)
+    text = value if isinstance(value, str) else shown(value)
+    close = get_close_matches(text[:99], list(choices), n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"{flag(name)} {value} is unknown{hint}: expected one of {', '.join(choices)}"
+    return f"{flag(name)} {text} is unknown{hint}: expected one of {', '.join(choices)}"
 
 
 def optional(check: Callable[[str, Any], T], name: str, value: Any) -> T | None:
@@ -43,7 +53,7 @@ def choice(name: str, value: Any, choices: Collection[str]) -> str:
 def text(name: str, value: Any) -> str:
     """A name or a path; `~` is expanded."""
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
-        raise UserError(f"{flag(name)} is {value!r}, expected a name or a path")
+        raise UserError(f"{flag(name)} is {shown(value)}, expected a name or a path")
     return os.path.expanduser(value)
 
 
@@ -54,13 +64,18 @@ def name(name: str, value: Any) -> str:
     return value
 
 
+def path_to(name: str, value: Any) -> Path:
+    """A path; as the type of a flag of argparse, with its `name` given."""
+    return Path(text(name, value))
+
+
 def _number(name: str, value: Any, expected: str) -> float:
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool | bytes):  # `!!binary` of YAML
             raise ValueError
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{flag(name)} is {value!r}, expected {expected}") from None
+        raise UserError(f"{flag(name)} is {shown(value)}, expected {expected}") from None
 
 
 def fraction(name: str, value: Any) -> float:
@@ -98,7 +113,7 @@ def ranged(name: str, value: Any, low: float, high: float) -> float:
 def boolean(name: str, value: Any) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise UserError(f"{flag(name)} is {value!r}, expected true or false")
+        raise UserError(f"{flag(name)} is {shown(value)}, expected true or false")
     return value
 
 
@@ -132,14 +147,14 @@ def sources(text: str) -> list[str]:
 
 
 def refuse_same_directory(paths: Mapping[str, str | None]) -> None:
-    """Raises UserError if two of these directories, by flag, are one."""
+    """Raises UserError if two of these directories, by flag, are one, whatever their names."""
     seen: dict[str, str] = {}
     for flag, value in paths.items():
         if value is not None and not (flag == "--model" and value == "demo"):
-            path = os.path.realpath(value)
-            if path in seen:
-                raise UserError(f"{seen[path]} and {flag} are the same directory, {value}: choose another")
-            seen[path] = flag
+            for other, place in seen.items():
+                if same_place(place, value):
+                    raise UserError(f"{other} and {flag} are the same directory, {value}: choose another")
+            seen[flag] = value
 
 
 def check_names(values: Mapping[str, Any], known: Collection[str], origin: str) -> dict[str, Any]:

@@ -26,6 +26,11 @@ def label(source: str) -> str:
     return name or Path(str(file)).name
 
 
+def files_of(flag: str, sources: Sequence[str]) -> list[tuple[str, str | None]]:
+    """The files that sources are read from, each with the flag that names it; None for those of the Hub."""
+    return [(flag, name_and_file(source)[1]) for source in sources]
+
+
 def check_sources(calibration: str, evaluations: Sequence[str], text_column: str | None = None) -> None:
     """Raises UserError for a text that is neither a data set nor a file, and for a column where no file is read."""
     check_text_column([calibration, *evaluations], text_column)

@@ -1,7 +1,6 @@
 """A model's tokenizer, as a function from text to ids."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from neuroal_jax.checkpoint import hugging_face
 from neuroal_jax.data.reading import Chat
 from neuroal_jax.errors import UserError
 from neuroal_jax.machine.memory import is_exhausted, refuse_what_cannot_fit
@@ -99,17 +99,14 @@ def _render(loaded: Any, model: Path, template: str, chat: Chat) -> str:
 
 
 def _load(model: Path) -> Any:
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missing: it is not needed here
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # a long text is cut into windows: its length is no reason to warn
     try:
-        return AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds for missing and damaged files
-        reason = " ".join(str(error).split())[:200]
+        return hugging_face.load_tokenizer(model)
+    except (UserError, ValueError) as error:
         raise UserError(
-            f"the tokenizer in {model} cannot be loaded ({reason}): pass token ids (.npy) instead"
+            f"the tokenizer in {model} cannot be loaded ({str(error)[:200]}): pass token ids (.npy) instead"
         ) from error
 
 
@@ -127,7 +124,7 @@ def _without_bos(tokenizer: Tokenizer, model: Path) -> Tokenizer:
 
 def _tokenizer_sha256(model: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for name in _TOKENIZER_FILES for path in model.glob(name)):
+    for path in sorted(path for name in _TOKENIZER_FILES for path in model.glob(name) if path.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.reading import allowed_size
+from neuroal_jax.files.reading import allowed_size, open_plain
 from neuroal_jax.machine.memory import refuse_what_cannot_fit
 
 _HOPELESS = 20_000  # documents tried without finding a single one that is long enough
@@ -27,7 +27,7 @@ def load_tokens(path: Path, role: str, flag: str) -> np.ndarray:
         UserError: If the file holds anything else, or nothing. The message begins with `flag`.
     """
     try:
-        with path.open("rb") as file:  # NumPy leaves a file open that it opened itself and found damaged
+        with open_plain(path) as file:  # NumPy leaves a file open that it opened itself and found damaged
             _check_directory(file, allowed_size(path))
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):

@@ -1,8 +1,11 @@
 """Reading files that someone else wrote: within bounds, strictly, and never while they change. Imports no JAX."""
 
+import errno
 import json
+import math
 import os
-import re
+import stat
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,8 +14,17 @@ from typing import Any, BinaryIO
 
 from neuroal_jax.errors import UserError
 
+INFINITE = "inf"  # what stands in JSON, which has no infinity, for a number beyond a float's range
 _DEEPEST = 64  # levels of nesting; what is deeper ends in a RecursionError here or there
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{\]}]')
+_LARGEST = sys.float_info.max
+_KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 # How much a compressed file may hold: text shrinks to a third or a tenth, a decompression bomb to a thousandth.
 _MOST_EXPANSION = 20
@@ -31,26 +43,81 @@ def read_json(path: Path, limit: int) -> Any:
 
 def read_bounded(path: Path, limit: int) -> bytes:
     """A file's bytes; raises ValueError if there are more than `limit`, OSError if it cannot be read."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"is larger than {limit} bytes")
     return content
 
 
+def open_plain(path: Path, buffering: int = -1) -> BinaryIO:
+    """Opens a file to read its bytes; raises OSError for a FIFO or a device too, which may have no end, or no start."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, f"is {what_is(path)}, expected a file", str(path))
+    return open(path, "rb", buffering, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+def what_is(path: Path) -> str:
+    """What stands at a path, in words."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return "a link to nowhere" if os.path.islink(path) else "missing"
+    return _KINDS.get(stat.S_IFMT(mode), "no file")
+
+
 def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: If it is not JSON, names a key twice, holds NaN or infinity, or nests too deeply.
+        ValueError: If it is not JSON, names a key twice, or is not `plain`.
     """
-    depth = 0
-    brackets = text.count("[") + text.count("{")  # few brackets, as a line of text has them, cannot nest deeply
-    for match in _BRACKETS.finditer(text) if brackets > _DEEPEST else ():
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
-        if depth > _DEEPEST:
-            raise ValueError(f"nests deeper than {_DEEPEST} levels")
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    try:
+        return plain(json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant))
+    except RecursionError:
+        raise ValueError(f"nests deeper than {_DEEPEST} levels") from None
+
+
+def plain(value: Any) -> Any:
+    """A value that a parser made of JSON or YAML, as it is.
+
+    Raises:
+        ValueError: If it nests too deeply, or holds a number beyond a float's range, infinity or NaN.
+    """
+    _check_plain("it", value, _DEEPEST)
+    return value
+
+
+def _check_plain(name: str, value: Any, levels: int) -> None:
+    """Raises ValueError as `plain`; `name` is the key that a value stands below, and `levels` may nest from here on."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is a number beyond a float's range")  # 1e999, or .inf and .nan of YAML
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError(f"{name} is a whole number of {value.bit_length()} bits, beyond a float's range")
+    if not isinstance(value, dict | list | tuple | set):
+        return
+    if levels == 0:
+        raise ValueError(f"nests deeper than {_DEEPEST} levels")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain("a key", key, levels - 1)
+            _check_plain(str(key), item, levels - 1)
+    else:
+        for item in value:
+            _check_plain(name, item, levels - 1)
+
+
+def number(value: Any) -> float:
+    """A number of a JSON file that this package wrote, where text stands for infinity (see `files.writing`).
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if value == INFINITE:
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -84,7 +151,8 @@ class SteadyFile:
     def at(cls, path: Path) -> "SteadyFile":
         """The file as it is now; raises UserError if it cannot be read."""
         try:
-            return cls(path, _stamp(os.stat(path)))
+            with open_plain(path) as file:
+                return cls(path, _stamp(os.fstat(file.fileno())))
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
 
@@ -96,7 +164,7 @@ class SteadyFile:
         """
         found = bytearray(size)
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with open_plain(self.path, buffering=0) as file:
                 file.seek(offset)
                 complete = _fill(file, memoryview(found))
                 steady = complete and _stamp(os.fstat(file.fileno())) == self.stamp

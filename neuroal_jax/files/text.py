@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from neuroal_jax.files.reading import allowed_size
+from neuroal_jax.files.reading import allowed_size, open_plain
 
 Kind = Literal["text", "json", "csv", "parquet"]
 
@@ -116,7 +116,7 @@ def open_text(path: Path, newline: str | None = None) -> TextIO:
     elif suffix in COMPRESSIONS:
         raise ValueError(f"it is not {COMPRESSIONS[suffix]}, which its name says")
     else:
-        file = path.open("rb", buffering=2**16)
+        file = open_plain(path, 2**16)
     try:
         start = file.peek(_START)[:_START]
         found = _magic(start)
@@ -132,7 +132,7 @@ def open_text(path: Path, newline: str | None = None) -> TextIO:
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return file.read(_START)
 
 

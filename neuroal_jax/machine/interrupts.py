@@ -1,31 +1,141 @@
-"""Ending early: a terminated program ends like an interrupted one, so that what is half-written goes away."""
+"""Ending early: a signal that ends a program lets what is half-written go away first. Quick to import."""
 
+import math
 import signal
+import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 INTERRUPTED = 130  # the exit code
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ONE_REQUEST = 2.0  # seconds: Ctrl-C reaches a group of processes, and a parent then terminates its children too
+_AGAIN = 0.01  # seconds until an interrupt is repeated that could not be raised where it came
+_IMPORT = "<frozen importlib._bootstrap>"
+
+
+class Interrupts:
+    """What the signals did so far.
+
+    Attributes:
+        requested: Whether one came.
+        over: Whether the program is at its end anyway: signals are ignored then.
+        note: What the interrupt says.
+    """
+
+    def __init__(self, base: types.FrameType | None = None) -> None:
+        self.requested = self.over = False
+        self.note = ""
+        self._base = base
+        self._last = -math.inf
+
+    def handle(self, number: int, frame: types.FrameType | None) -> None:
+        """Raises KeyboardInterrupt, once for all signals that come together: cleaning up is not interrupted by them.
+
+        Not inside of an import: what extension modules make of an exception there goes from tracebacks to crashes.
+        """
+        now = time.monotonic()
+        if self.over or now - self._last < _ONE_REQUEST:
+            return
+        self._last, self.requested = now, True
+        if self._imports(frame):
+            self.repeat(number)
+        else:
+            raise KeyboardInterrupt(*filter(None, [self.note]))
+
+    def repeat(self, number: int) -> None:
+        """Sends a signal to the main thread again, in a moment."""
+
+        def send() -> None:
+            self._last = -math.inf
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+        timer = threading.Timer(_AGAIN, send)
+        timer.daemon = True
+        timer.start()
+
+    def _imports(self, frame: types.FrameType | None) -> bool:
+        """Whether a module is being imported, by what this program runs."""
+        while frame is not None and frame is not self._base:
+            if frame.f_code.co_filename == _IMPORT:
+                return True
+            frame = frame.f_back
+        return False
+
+
+_current: Interrupts | None = None
 
 
 @contextmanager
-def termination_interrupts() -> Iterator[None]:
-    """Turns SIGTERM into KeyboardInterrupt while it lasts (in the main thread; elsewhere it does nothing)."""
+def interrupts() -> Iterator[Interrupts]:
+    """Turns Ctrl-C, SIGTERM and SIGHUP into KeyboardInterrupt while it lasts.
+
+    Signals that the caller ignores (`nohup`) or handles stay as they are, and so do all but in the main thread. An
+    interrupt is raised again that comes where Python can only report it, in a callback or a destructor, and where it
+    would do harm, in an import.
+    """
+    global _current
+    if threading.current_thread() is not threading.main_thread():
+        yield Interrupts()
+        return
+    if _current is not None:
+        yield _current
+        return
+    state = _current = Interrupts(sys._getframe(2))  # whoever enters this context
+    ours = [n for n in _SIGNALS if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
+    before = {number: signal.signal(number, state.handle) for number in ours}
+    report = sys.unraisablehook
+
+    def unraisable(lost: "sys.UnraisableHookArgs") -> None:
+        if state.requested and lost.exc_type is KeyboardInterrupt:
+            state.repeat(ours[0])
+        else:
+            report(lost)
+
+    sys.unraisablehook = unraisable
+    try:
+        yield state
+    finally:
+        _current = None
+        sys.unraisablehook = report
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def held(note: str) -> Iterator[None]:
+    """Holds signals back until what must not be left half-done is done; then they count, and the interrupt says `note`.
+
+    If that fails, its error says enough.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    came: list[int] = []
+    ours = [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in ours}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        if _current is not None:
+            _current.note = note
+        signal.raise_signal(came[0])
 
 
 @contextmanager
-def background() -> Iterator[ThreadPoolExecutor]:
+def background() -> Iterator["ThreadPoolExecutor"]:
     """A thread for work on the side; an interrupt does not wait for it."""
+    from concurrent.futures import ThreadPoolExecutor
+
     executor = ThreadPoolExecutor(max_workers=1)
     interrupted = False
     try:
@@ -35,7 +145,3 @@ def background() -> Iterator[ThreadPoolExecutor]:
         raise
     finally:
         executor.shutdown(wait=not interrupted, cancel_futures=interrupted)
-
-
-def _interrupt(number: int, frame: types.FrameType | None) -> None:
-    raise KeyboardInterrupt

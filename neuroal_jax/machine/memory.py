@@ -14,6 +14,8 @@ from neuroal_jax.errors import UserError
 LOWER = "lower --nsamples, --search-samples, --candidate-batch or --seqlen, or give it more memory"
 _UNLIMITED = 2**60
 _THREADS_BYTES = 256 * 2**20  # address space of the stacks and heaps of threads to come
+_LIBRARIES_BYTES = 2**30  # address space of what is imported
+_CORE_BYTES = 32 * 2**20  # and for each core, of the threads that the libraries start
 _CGROUPS = Path("/sys/fs/cgroup")
 # Parameters of glibc's mallopt: what to set, to what, and what to put back (it tells no one what was set before).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -67,6 +69,17 @@ def _cgroup() -> tuple[int, str]:
         except (OSError, ValueError, KeyError):
             continue
     return found, "left to this control group"
+
+
+def refuse_small_address_space() -> None:
+    """Raises UserError under a limit in which the libraries end the process while they are imported, in many lines."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    needed = _LIBRARIES_BYTES + (os.cpu_count() or 1) * _CORE_BYTES
+    if 0 <= limit < needed:
+        raise UserError(
+            f"out of memory: {limit / 2**30:.2f} GiB are allowed by ulimit -v, and libraries and their threads alone "
+            f"need {needed / 2**30:.2f} GiB of address space: raise it"
+        )
 
 
 def is_exhausted(error: BaseException) -> bool:

@@ -5,7 +5,8 @@ A safetensors file of uint8 tensors `[out, ceil(in / 8)]`: bits packed along the
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from neuroal_jax.checkpoint.safetensors import read_header
-from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests
+from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSource, combine, digests, parameter_names
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import parse_json
+from neuroal_jax.files.writing import naming
+from neuroal_jax.masks.wrapped import match_names
 
 FORMAT = "neuroal-masks-1"
 _ENTRY = "neuroal"
+_IN_BLOCK = re.compile(r"(?:^|\.)\d+\.")  # the number of a block, in the name of a tensor
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,17 @@ def save_masks(path: Path, masks: PackedMasks) -> None:
     }
     # One entry only: the library writes several in a different order each time, and equal masks shall be equal files.
     metadata = {_ENTRY: json.dumps(header, sort_keys=True)}
-    save_file({name: np.ascontiguousarray(packed) for name, packed in masks.packed.items()}, path, metadata=metadata)
+    with naming(path):
+        save_file({name: np.ascontiguousarray(bits) for name, bits in masks.packed.items()}, path, metadata=metadata)
+
+
+def is_masks(path: Path) -> bool:
+    """Whether a file says of itself that it holds masks, whole or not."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return _ENTRY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def read_masks(path: Path) -> PackedMasks:
@@ -107,8 +121,11 @@ def read_masks(path: Path) -> PackedMasks:
             )
         if widths[name] % 8 and (bits[:, -1] & (0xFF >> widths[name] % 8)).any():
             raise UserError(f"{path}: {name} has bits set beyond its {widths[name]} inputs: the file is damaged")
+        kept = int(np.bitwise_count(bits).sum())
+        if kept_zeros.get(name, 0) > kept:
+            raise UserError(f"{path}: {name} keeps {kept} weights, of which {kept_zeros[name]} cannot be zero")
     run = header.get("run")
-    if not isinstance(run, dict):
+    if not isinstance(run, dict) or not all(isinstance(value, str) for value in run.values()):
         raise UserError(f"{path}: 'run' of its metadata is missing or damaged")
     return PackedMasks(packed, widths, kept_zeros, str(header.get("source")), run)
 
@@ -157,9 +174,28 @@ def _read_counts(path: Path, header: Mapping[str, Any], key: str) -> dict[str, i
     return counts
 
 
+def uncovered(places: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """What is wrong where masks are not those of all linears of a model's blocks, and of nothing else.
+
+    The linears of a block are, in all families, its weights of two axes: with a block's number in their names. What
+    lies below a masked linear was added to it (an adapter), and is no linear of the model.
+
+    Args:
+        places: By name of a mask, the name of its weight in the model.
+        shapes: Of all tensors or parameters of the model, by name.
+    """
+    numbered = {name: _IN_BLOCK.search(place) for name, place in places.items()}
+    blocks = tuple({match.string[: match.start()] for match in numbered.values() if match})
+    masked = tuple(place.removesuffix("weight").removesuffix("base_layer.") for place in places.values())
+    linears = [name for name, shape in shapes.items() if len(shape) == 2 and _IN_BLOCK.search(name)]
+    lacking = [name for name in linears if name.startswith(blocks) and not name.startswith(masked)]
+    others = [name for name, match in numbered.items() if not match]
+    return [f"{name} has no mask" for name in lacking] + [f"{name} is no linear of a block" for name in others]
+
+
 def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -> None:
-    """Raises UserError unless every mask has a tensor of its shape."""
-    problems = []
+    """Raises UserError unless every mask has a linear of its shape, and every linear a mask."""
+    problems = uncovered({name: name for name in masks.packed}, {name: x.shape for name, x in infos.items()})
     for name, packed in masks.packed.items():
         shape = (packed.shape[0], masks.widths[name])
         if name not in infos:
@@ -169,11 +205,14 @@ def check_fit(masks: PackedMasks, infos: Mapping[str, TensorInfo], model: str) -
         elif infos[name].dtype not in FLOAT_DTYPES:
             problems.append(f"{name} has dtype {infos[name].dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
     if problems:
-        raise UserError(f"the masks are of another model than {model}: {shorten(problems)}")
+        wrapped = sorted(set(match_names(masks.packed, infos).values()) - set(masks.packed))
+        hint = f" (it was saved inside a wrapper, see {wrapped[0]}: save the model itself)" if wrapped else ""
+        raise UserError(f"the masks are of another model than {model}: {shorten(problems)}{hint}")
 
 
 def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
     """Raises UserError unless `source` holds the very weights that the masks were computed from."""
+    source.rename(parameter_names(source.infos, masks.packed))
     check_fit(masks, source.infos, model)
     if combine(digests(masks.packed, source.read)) != masks.source:
         raise UserError(
@@ -182,19 +221,40 @@ def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
         )
 
 
-def check_pruned(masks: PackedMasks, source: TensorSource, model: str) -> None:
-    """Raises UserError unless the zeros of `source` are exactly what the masks prune.
-
-    Kept weights that are zero anyway are counted in the file and stay allowed, by number.
-    """
+def check_pruned(masks: PackedMasks, source: TensorSource, model: str, *, exact: bool = True) -> dict[str, int]:
+    """`check_zeros` of a checkpoint; raises UserError too if the masks are not of such a model."""
+    source.rename(parameter_names(source.infos, masks.packed))
     check_fit(masks, source.infos, model)
-    problems = []
+    return check_zeros(masks, lambda name: source.read(name) == 0, model, exact=exact)
+
+
+def check_zeros(
+    masks: PackedMasks, zero: Callable[[str], np.ndarray], model: str, *, exact: bool = True
+) -> dict[str, int]:
+    """Checks that every weight that the masks prune is zero.
+
+    Args:
+        masks: Masks that fit the model.
+        zero: From a tensor's name to bool `[out, in]`, True where the weight is zero.
+        model: What to call the model.
+        exact: Whether the kept weights that are zero anyway must be as many as the masks say. Only fine-tuning
+            changes their number.
+
+    Returns:
+        Number of kept weights that are zero anyway, by tensor, where there are any.
+
+    Raises:
+        UserError: Naming the tensors that differ.
+    """
+    kept_zeros, problems = {}, []
     for name in masks.packed:
-        problem = pruned_problem(masks.mask(name), source.read(name) == 0, masks.kept_zeros.get(name, 0))
-        if problem:
+        mask, zeros = masks.mask(name), zero(name)
+        kept_zeros[name] = int(np.count_nonzero(mask & zeros))
+        if problem := pruned_problem(mask, zeros, masks.kept_zeros.get(name, 0) if exact else kept_zeros[name]):
             problems.append(f"{name} {problem}")
     if problems:
         raise UserError(f"{model} is not what the masks describe: {shorten(problems)}")
+    return {name: count for name, count in kept_zeros.items() if count}
 
 
 def pruned_problem(mask: np.ndarray, zero: np.ndarray, kept_zeros: int) -> str | None:

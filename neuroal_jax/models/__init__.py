@@ -1,13 +1,14 @@
 """The registry of model families, keyed by Hugging Face's `model_type`."""
 
-import difflib
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.models.family import Family
-from neuroal_jax.models.hf_config import refuse_moe
+from neuroal_jax.models.hf_config import note_code, refuse_moe
+from neuroal_jax.models.unsupported import refusal
 
 # model_type -> module with a FAMILY. Imported on use: reading a plan or a mask file needs no JAX.
 FAMILIES = {
@@ -33,17 +34,30 @@ def family_of(config: Mapping[str, Any]) -> Family:
         raise UserError(f"config.json: model_type is {model_type!r}, expected one of {', '.join(FAMILIES)}")
     refuse_moe(config)
     if model_type not in FAMILIES:
-        close = difflib.get_close_matches(model_type, FAMILIES, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"model_type '{model_type}' is not supported, expected one of {', '.join(FAMILIES)}{hint}")
+        raise UserError(refusal(config, FAMILIES))
     family: Family = import_module(FAMILIES[model_type]).FAMILY
-    architectures = config.get("architectures") or list(family.architectures)
-    if not isinstance(architectures, list) or any(name not in family.architectures for name in architectures):
-        raise UserError(
-            f"config.json: architectures {architectures!r} is not supported, expected {list(family.architectures)}"
-        )
-    if config.get("auto_map"):
-        raise UserError(
-            "config.json: auto_map is set: the checkpoint brings its own modelling code, which is never run"
-        )
+    _check_architectures(config.get("architectures") or [], family)
+    note_code(config)
     return family
+
+
+def _check_architectures(architectures: Any, family: Family) -> None:
+    """Raises UserError if `architectures` names a class of transformers for another model or another task.
+
+    transformers goes by `model_type` alone, so the names of classes that it does not have (`LLaMAForCausalLM`,
+    `YiForCausalLM`) do not matter.
+    """
+    own = {name.lower() for name in family.architectures}
+    own |= {name.removesuffix("forcausallm") + "model" for name in own}  # files of a model without its head
+    for name in architectures if isinstance(architectures, list) else [architectures]:
+        other = not isinstance(name, str) or re.search("For(?!CausalLM)[A-Z]", name)
+        if other or (name.lower() not in own and _in_transformers(name)):
+            raise UserError(
+                f"config.json: architectures {architectures!r} is not supported, expected {list(family.architectures)}"
+            )
+
+
+def _in_transformers(name: str) -> bool:
+    import transformers
+
+    return name in dir(transformers)

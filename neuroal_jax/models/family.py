@@ -71,7 +71,8 @@ class Family:
         block_constants: Values that differ from block to block and are in no checkpoint, by Flax path in the block.
         bos_every_window: Whether a window must start with the tokenizer's BOS to be read as intended.
         reference_uniform: Linears whose rows the released code leaves at their block's sparsity.
-        ignored: Patterns of tensors that some checkpoints carry and the forward pass recomputes or never reads.
+        ignored: Patterns of tensors that some checkpoints carry and the forward pass recomputes or never reads; the
+            tables of rotary positions, under whatever name, by default.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Family:
     block_constants: Callable[[Any, int], dict[str, Any]] = field(default=lambda config, block: {})
     bos_every_window: bool = False
     reference_uniform: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = (r"(.*\.)?rotary_emb\.\w+", r"(.*\.)?inv_freq", r"(.*\.)?position_ids")
 
     def ignores(self, hf_name: str) -> bool:
         """Whether a tensor of this name may be present and is not needed."""

@@ -4,10 +4,11 @@ A family file sets the config's switches; where its block differs it writes its 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -15,7 +16,7 @@ from neuroal_jax.errors import UserError
 from neuroal_jax.models import hf_config, layers
 from neuroal_jax.models.attention import causal_attention
 from neuroal_jax.models.family import Family, LinearSpec, ParamRule, linear_rules
-from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rope_frequencies, rotate, take_rope
+from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rope_values, rotate, take_rope
 
 # In named_modules order. D - S of the last linear's target, the next block's first input, is always zero.
 LINEARS = (
@@ -74,8 +75,8 @@ class GatedConfig:
 # Attributes of config.json that `parse` reads. Families add their own; all others are refused.
 _ATTRIBUTES = ROPE_ATTRIBUTES | frozenset(
     """
-    head_dim hidden_act hidden_size intermediate_size max_position_embeddings num_attention_heads num_hidden_layers
-    num_key_value_heads rms_norm_eps tie_word_embeddings vocab_size
+    head_dim hidden_act hidden_size intermediate_size layer_types max_position_embeddings num_attention_heads
+    num_hidden_layers num_key_value_heads rms_norm_eps tie_word_embeddings vocab_size
     """.split()
 )
 
@@ -88,9 +89,12 @@ def parse(
     activation_key: str = "hidden_act",
     tied: bool = False,
     head_dim: int | None = None,
+    kv_heads: int | None = None,
     max_positions: int = 2048,
 ) -> GatedConfig:
-    """Reads what all these families have in common, refusing attributes that are neither common nor in `extra`.
+    """Reads what all these families have in common, refusing what may count and is neither common nor in `extra`.
+
+    Absence means what it means to transformers: the default of its config class.
 
     Args:
         config: config.json.
@@ -99,12 +103,14 @@ def parse(
         activation_key: The attribute that names it.
         tied: Whether embeddings and head are tied where the config does not say.
         head_dim: Size of a head where the config does not say; None: hidden size over heads.
+        kv_heads: Number of key/value heads where the config does not say; null, or None here: as many as heads.
         max_positions: Positions where the config does not say.
     """
-    hf_config.refuse_unknown(config, _ATTRIBUTES | {*extra, activation_key})
+    hf_config.check_attributes(config, _ATTRIBUTES | {*extra, activation_key})
     hidden_size = hf_config.take_int(config, "hidden_size")
     heads = hf_config.take_int(config, "num_attention_heads")
-    kv_heads = hf_config.take_int(config, "num_key_value_heads", heads)
+    absent = "num_key_value_heads" not in config
+    kv_heads = hf_config.take_int(config, "num_key_value_heads", kv_heads if kv_heads and absent else heads)
     if heads % kv_heads:
         raise UserError(f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     if config.get("head_dim") is None and head_dim is None and hidden_size % heads:
@@ -112,6 +118,9 @@ def parse(
     head_dim = hf_config.take_int(config, "head_dim", head_dim or hidden_size // heads, low=2)
     if head_dim % 2:
         raise UserError(f"config.json: head_dim {head_dim} is odd, rotary positions need an even one")
+    rope = take_rope(config, head_dim, hf_config.take_int(config, "max_position_embeddings", max_positions))
+    if rope.kind != "default" and rope_values(config).get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError("config.json: partial_rotary_factor is not supported for this model_type")
     return GatedConfig(
         vocab_size=hf_config.take_int(config, "vocab_size"),
         hidden_size=hidden_size,
@@ -122,11 +131,34 @@ def parse(
         head_dim=head_dim,
         max_position_embeddings=hf_config.take_int(config, "max_position_embeddings", max_positions),
         rms_norm_eps=hf_config.take_float(config, "rms_norm_eps", 1e-6),
-        rope=take_rope(config),
+        rope=rope,
         hidden_act=hf_config.take_choice(config, activation_key, layers.ACTIVATIONS, activation),
         tie_word_embeddings=hf_config.take_bool(config, "tie_word_embeddings", tied),
         scale=head_dim**-0.5,
     )
+
+
+def windowed(config: GatedConfig, window: int | None, blocks: tuple[bool, ...]) -> GatedConfig:
+    """A config with a sliding window in some blocks, in all, or in none.
+
+    Args:
+        config: One without windows.
+        window: How many positions a token sees, itself included.
+        blocks: Which blocks have the window.
+    """
+    if not any(blocks):
+        return config
+    if window is None:
+        raise UserError("config.json: layer_types has sliding_attention, but no sliding_window is set")
+    return replace(config, sliding_window=window, layer_windows=() if all(blocks) else blocks)
+
+
+def block_constants(config: GatedConfig, block: int) -> dict[str, np.ndarray]:
+    """How far block `block` looks back, where blocks differ: the sliding window, or everything."""
+    if not config.layer_windows:
+        return {}
+    window = config.sliding_window if config.layer_windows[block] else 2**30
+    return {"self_attn.window": np.asarray(window, np.int32)}
 
 
 class Attention(nnx.Module):
@@ -153,8 +185,7 @@ class Attention(nnx.Module):
         q, k, v = self.q_proj(x).reshape(split), self.k_proj(x).reshape(split), self.v_proj(x).reshape(split)
         if config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        frequencies = rope_frequencies(config.head_dim, config.rope)
-        q, k = rotate(q, frequencies), rotate(k, frequencies)
+        q, k = rotate(q, config.rope), rotate(k, config.rope)
         window = self.window[...] if config.layer_windows else config.sliding_window
         out = causal_attention(q, k, v, scale=config.scale, softcap=config.softcap, window=window)
         return out.reshape(*x.shape[:2], -1)
@@ -245,5 +276,12 @@ def family(
     name: str, architecture: str, parse_config: Callable[[Mapping[str, Any]], GatedConfig], **differences: Any
 ) -> Family:
     """A family of what this module has; `differences` are the fields of `Family` in which it is not like Llama."""
-    shared: dict[str, Any] = {"linears": LINEARS, "rules": rules, "stem": stem, "block": block, "head": head}
+    shared: dict[str, Any] = {
+        "linears": LINEARS,
+        "rules": rules,
+        "stem": stem,
+        "block": block,
+        "head": head,
+        "block_constants": block_constants,
+    }
     return Family(name=name, architectures=(architecture,), parse_config=parse_config, **{**shared, **differences})

@@ -4,16 +4,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from neuroal_jax.errors import UserError
 from neuroal_jax.models import gated, hf_config
 from neuroal_jax.models.family import ParamRule
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
-_KEYS = ("attention_bias", "attn_logit_softcapping", "cache_implementation", "final_logit_softcapping", "hidden_act")
+_KEYS = ("attention_bias", "attn_logit_softcapping", "final_logit_softcapping")
 
 
 def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
@@ -21,13 +19,17 @@ def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
     bias = hf_config.take_bool(config, "attention_bias", False)
     parsed = gated.parse(
         config,
-        (*_KEYS, "layer_types", "query_pre_attn_scalar", "sliding_window"),
+        (*_KEYS, "query_pre_attn_scalar", "sliding_window"),
         activation="gelu_pytorch_tanh",
         activation_key="hidden_activation",
         tied=True,
         head_dim=256,
+        kv_heads=4,
         max_positions=8192,
     )
+    blocks = parsed.num_hidden_layers
+    layers = hf_config.take_windowed_layers(config, blocks) or tuple(block % 2 == 0 for block in range(blocks))
+    parsed = gated.windowed(parsed, hf_config.take_window(config, 4096), layers)
     return replace(
         parsed,
         qkv_bias=bias,
@@ -37,25 +39,12 @@ def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
         scale=hf_config.take_float(config, "query_pre_attn_scalar", 256) ** -0.5,
         softcap=_softcap(config, "attn_logit_softcapping", 50.0),
         logit_softcap=_softcap(config, "final_logit_softcapping", 30.0),
-        sliding_window=hf_config.take_int(config, "sliding_window", 4096),
-        layer_windows=_layer_windows(config, parsed.num_hidden_layers),
     )
 
 
 def _softcap(config: Mapping[str, Any], key: str, default: float) -> float | None:
     """A softcap; null switches it off, absence means the default."""
     return None if key in config and config[key] is None else hf_config.take_float(config, key, default)
-
-
-def _layer_windows(config: Mapping[str, Any], blocks: int) -> tuple[bool, ...]:
-    kinds = config.get("layer_types")
-    if kinds is None:
-        return tuple(block % 2 == 0 for block in range(blocks))
-    if not isinstance(kinds, list) or len(kinds) != blocks or set(kinds) - {"sliding_attention", "full_attention"}:
-        raise UserError(
-            f"config.json: layer_types {str(kinds)[:60]}, expected {blocks} of sliding_attention, full_attention"
-        )
-    return tuple(kind == "sliding_attention" for kind in kinds)
 
 
 class Gemma2Block(nnx.Module):
@@ -91,12 +80,6 @@ def block(config: gated.GatedConfig, rngs: nnx.Rngs) -> Gemma2Block:
     return Gemma2Block(config, rngs=rngs)
 
 
-def block_constants(config: gated.GatedConfig, block: int) -> dict[str, np.ndarray]:
-    """How far block `block` looks back: the sliding window, or everything."""
-    window = config.sliding_window if config.layer_windows[block] else 2**30
-    return {"self_attn.window": np.asarray(window, np.int32)}
-
-
 def rules(config: gated.GatedConfig) -> tuple[ParamRule, ...]:
     """The table of all tensors."""
     return gated.rules(config, _NORMS)
@@ -108,6 +91,5 @@ FAMILY = gated.family(
     parse_config,
     rules=rules,
     block=block,
-    block_constants=block_constants,
     bos_every_window=True,
 )

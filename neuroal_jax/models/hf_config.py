@@ -1,26 +1,31 @@
-"""Reading Hugging Face's config.json: every attribute is understood, harmless or refused by name."""
+"""Reading Hugging Face's config.json: an attribute is read, without effect on the forward pass, or refused by name."""
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.errors import UserError, one_line, shorten
 
-# Attributes that describe files, generation or training and never change the forward pass.
+log = logging.getLogger("neuroal_jax")
+
+# Attributes of transformers' config classes that say nothing of the forward pass.
 _HARMLESS = frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _name_or_path add_cross_attention architectures
-    attention_dropout attn_implementation bad_words_ids begin_suppress_tokens bos_token_id
-    chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id id2label initializer_range is_decoder is_encoder_decoder label2id
-    length_penalty max_length min_length model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams
-    num_labels num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix
-    pretraining_tp problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
-    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
-    tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version typical_p
-    unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
+    _attn_implementation _experts_implementation _name_or_path architectures attention_dropout bos_token_id
+    chunk_size_feed_forward dtype eos_token_id id2label initializer_range is_encoder_decoder label2id model_type
+    name_or_path num_labels output_attentions output_hidden_states pad_token_id pretraining_tp problem_type return_dict
+    torch_dtype transformers_version use_cache
     """.split()
 )
+# Attributes that no config class lists and that transformers' common code reads of every model: without effect as here.
+_COMMON: dict[str, Any] = {
+    "is_causal": True,
+    **dict.fromkeys(("compression_config", "quantization_config", "fusion_config")),
+    **dict.fromkeys(("configuration_files", "transformers_weights")),  # other files in place of those that are read
+    **dict.fromkeys(("decoder", "generator", "text_config", "text_encoder")),  # another model inside
+}
+_CODE = ("auto_map", "custom_pipelines")  # by which transformers would load code from elsewhere
+_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 MAX_BLOCKS = 10_000  # far beyond any model; a damaged number must not make a table of billions of names
 _MOE = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 
@@ -36,20 +41,71 @@ def refuse_moe(config: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_unknown(config: Mapping[str, Any], known: frozenset[str]) -> None:
-    """Raises UserError naming every attribute that is set and neither in `known` nor harmless.
+def check_attributes(config: Mapping[str, Any], known: Collection[str]) -> None:
+    """Looks at the attributes that a family does not read. transformers is the measure.
 
-    An attribute that is null or false is a feature switched off and passes.
+    What its config class for the `model_type` does not know, its model never reads. What the class knows has no effect
+    at its default value.
+
+    Args:
+        config: config.json.
+        known: Attributes that the family reads, or that only training reads.
+
+    Raises:
+        UserError: Naming every attribute that may change the forward pass.
     """
-    unknown = [
-        f"{key}={value!r}"
-        for key, value in sorted(config.items())
-        if key not in known and key not in _HARMLESS and value is not None and value is not False
-    ]
-    if unknown:
+    unread = {key: value for key, value in config.items() if key not in known and key not in _HARMLESS}
+    if not unread:
+        return  # as of most models: importing transformers takes seconds
+    defaults = _Defaults(config.get("model_type"))
+    changing = [f"{key}={value!r}" for key, value in sorted(unread.items()) if not defaults.without_effect(key, value)]
+    if changing:
         raise UserError(
-            f"config.json sets attributes that this model family does not implement: {shorten(unknown)}; "
+            f"config.json sets attributes that this model family does not implement: {shorten(changing)}; "
             "they may change the forward pass, so the model is refused (remove them if you know that they do not)"
+        )
+    ignored = [f"{key}={value!r}" for key, value in sorted(unread.items()) if defaults.surprises(key, value)]
+    if ignored:
+        log.warning(
+            "%s", one_line(f"config.json: {shorten(ignored)}: ignored, as transformers does for {defaults.name}")
+        )
+
+
+class _Defaults:
+    """The default values of transformers' config class for a `model_type`."""
+
+    def __init__(self, model_type: Any) -> None:
+        from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedConfig
+
+        self.name = model_type
+        lazy = model_type in CONFIG_MAPPING  # whose `get` knows none of its classes
+        self._class = CONFIG_MAPPING[model_type] if lazy else PreTrainedConfig
+        self._generation = set(GenerationConfig().to_dict())
+
+    def without_effect(self, key: str, value: Any) -> bool:
+        """Whether transformers' model is the same without this attribute."""
+        if key not in _COMMON and not hasattr(self._class, key):
+            return True
+        default = _COMMON[key] if key in _COMMON else getattr(self._class, key)
+        if value is None or value is False:
+            return default is None or default is False or isinstance(default, property)
+        return isinstance(value, bool) == isinstance(default, bool) and bool(value == default)
+
+    def surprises(self, key: str, value: Any) -> bool:
+        """Whether someone could believe that an attribute counts: a number that is no setting of generation."""
+        unknown = key not in _COMMON and not hasattr(self._class, key) and not key.startswith("_")
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value != 0
+        return unknown and number and key not in self._generation
+
+
+def note_code(config: Mapping[str, Any]) -> None:
+    """Tells that code which a checkpoint brings, or names, is not used."""
+    kernels = [key for key in _KERNELS if "/" in str(config.get(key))]
+    for key in [*(key for key in _CODE if config.get(key)), *kernels]:
+        log.warning(
+            "config.json: %s names code outside of transformers: it is not used, the model is computed as a plain %s",
+            key,
+            config["model_type"],
         )
 
 
@@ -66,12 +122,12 @@ def take_int(
     return value
 
 
-def take_float(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """A positive, finite number from a config."""
+def take_float(config: Mapping[str, Any], key: str, default: float | None = None, *, high: float = 1e300) -> float:
+    """A positive number below `high` from a config."""
     value = config.get(key)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < high:
         found = "is missing" if value is None else f"is {value!r}"
         raise UserError(f"config.json: {key} {found}, expected a positive number")
     return float(value)
@@ -96,9 +152,25 @@ def take_choice(config: Mapping[str, Any], key: str, choices: Collection[str], d
     return value
 
 
-def refuse_windows(config: Mapping[str, Any]) -> None:
-    """Raises UserError if a config switches on sliding windows in a family that has them implemented nowhere."""
-    kinds = config.get("layer_types") or []
-    full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
-    if config.get("use_sliding_window") or not full:
-        raise UserError("config.json: use_sliding_window is set: sliding windows are not supported for this family")
+def take_window(config: Mapping[str, Any], default: int | None) -> int | None:
+    """`sliding_window`: null switches it off, absence means the default."""
+    return None if config.get("sliding_window", default) is None else take_int(config, "sliding_window", default)
+
+
+def take_windowed_layers(config: Mapping[str, Any], blocks: int) -> tuple[bool, ...] | None:
+    """Whether each of `blocks` blocks has a sliding window, by `layer_types`; None where that is not given."""
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return None
+    names = {"sliding_attention": True, "full_attention": False, "attention": False}  # the last: as older files have it
+    if not isinstance(kinds, list) or len(kinds) != blocks or any(str(kind) not in names for kind in kinds):
+        raise UserError(
+            f"config.json: layer_types {str(kinds)[:60]}, expected {blocks} of sliding_attention, full_attention"
+        )
+    return tuple(names[str(kind)] for kind in kinds)
+
+
+def refuse_windows(config: Mapping[str, Any], blocks: int) -> None:
+    """Raises UserError if `layer_types` has sliding windows, for a family without them."""
+    if any(take_windowed_layers(config, blocks) or ()):
+        raise UserError("config.json: layer_types has sliding_attention: this model_type has no sliding windows")

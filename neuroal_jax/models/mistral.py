@@ -1,7 +1,6 @@
 """Mistral: Llama with a sliding window, or without one."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from neuroal_jax.models import gated, hf_config
@@ -9,10 +8,10 @@ from neuroal_jax.models import gated, hf_config
 
 def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
     """Reads config.json, refusing what is not implemented."""
-    window = None if config.get("sliding_window") is None else hf_config.take_int(config, "sliding_window")
-    kv_heads = hf_config.take_int(config, "num_key_value_heads", 8)
-    parsed = gated.parse({**config, "num_key_value_heads": kv_heads}, ("sliding_window",), max_positions=131072)
-    return replace(parsed, sliding_window=window)
+    parsed = gated.parse(config, ("sliding_window",), kv_heads=8, max_positions=131072)
+    window, blocks = hf_config.take_window(config, 4096), parsed.num_hidden_layers
+    layers = hf_config.take_windowed_layers(config, blocks)
+    return gated.windowed(parsed, window, (window is not None,) * blocks if layers is None else layers)
 
 
 FAMILY = gated.family(

@@ -30,7 +30,7 @@ _BLOCK = _HF + "layers.{block}."
 _ATTRIBUTES = frozenset(
     """
     _remove_final_layer_norm activation_function do_layer_norm_before dropout enable_bias ffn_dim hidden_size init_std
-    layer_norm_elementwise_affine layerdrop max_position_embeddings num_attention_heads num_hidden_layers
+    layer_norm_elementwise_affine layer_types layerdrop max_position_embeddings num_attention_heads num_hidden_layers
     tie_word_embeddings vocab_size word_embed_proj_dim
     """.split()
 )
@@ -62,17 +62,19 @@ class OPTConfig:
 
 def parse_config(config: Mapping[str, Any]) -> OPTConfig:
     """Reads config.json, refusing what is not implemented."""
-    hf_config.refuse_unknown(config, _ATTRIBUTES)
+    hf_config.check_attributes(config, _ATTRIBUTES)
     hidden, heads = hf_config.take_int(config, "hidden_size"), hf_config.take_int(config, "num_attention_heads")
     if hidden % heads:
         raise UserError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
     before = hf_config.take_bool(config, "do_layer_norm_before", True)
+    blocks = hf_config.take_int(config, "num_hidden_layers", high=hf_config.MAX_BLOCKS)
+    hf_config.refuse_windows(config, blocks)
     return OPTConfig(
         vocab_size=hf_config.take_int(config, "vocab_size"),
         hidden_size=hidden,
         ffn_dim=hf_config.take_int(config, "ffn_dim"),
         word_embed_proj_dim=hf_config.take_int(config, "word_embed_proj_dim", hidden),
-        num_hidden_layers=hf_config.take_int(config, "num_hidden_layers", high=hf_config.MAX_BLOCKS),
+        num_hidden_layers=blocks,
         num_attention_heads=heads,
         max_position_embeddings=hf_config.take_int(config, "max_position_embeddings", 2048),
         activation_function=hf_config.take_choice(config, "activation_function", layers.ACTIVATIONS, "relu"),
@@ -201,4 +203,5 @@ FAMILY = Family(
     stem=lambda config, rngs: OPTStem(config, rngs=rngs),
     block=lambda config, rngs: OPTBlock(config, rngs=rngs),
     head=lambda config, rngs: OPTHead(config, rngs=rngs),
+    ignored=(r"(model\.)?decoder\.version",),
 )

@@ -12,7 +12,7 @@ from neuroal_jax.errors import UserError
 from neuroal_jax.models import hf_config, layers
 from neuroal_jax.models.attention import causal_attention
 from neuroal_jax.models.family import Family, LinearSpec, ParamRule, linear_rules
-from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rope_frequencies, rope_values, rotate, take_rope
+from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rope_values, rotate, take_rope
 
 # Attention and MLP read the same input, so what `dense` feeds is, like what fc2 feeds, the next block's input.
 LINEARS = (
@@ -28,8 +28,8 @@ _BLOCK = "model.layers.{block}."
 _ATTRIBUTES = ROPE_ATTRIBUTES | frozenset(
     """
     embd_pdrop head_dim hidden_act hidden_size intermediate_size layer_norm_eps max_position_embeddings
-    num_attention_heads num_hidden_layers num_key_value_heads partial_rotary_factor qk_layernorm resid_pdrop
-    tie_word_embeddings vocab_size
+    layer_types num_attention_heads num_hidden_layers num_key_value_heads qk_layernorm resid_pdrop tie_word_embeddings
+    vocab_size
     """.split()
 )
 
@@ -56,7 +56,7 @@ class PhiConfig:
 
 def parse_config(config: Mapping[str, Any]) -> PhiConfig:
     """Reads config.json, refusing what is not implemented."""
-    hf_config.refuse_unknown(config, _ATTRIBUTES)
+    hf_config.check_attributes(config, _ATTRIBUTES)
     hidden, heads = hf_config.take_int(config, "hidden_size"), hf_config.take_int(config, "num_attention_heads")
     kv_heads = hf_config.take_int(config, "num_key_value_heads", heads)
     if hidden % heads or heads % kv_heads:
@@ -65,6 +65,9 @@ def parse_config(config: Mapping[str, Any]) -> PhiConfig:
             "must each be a multiple of the next"
         )
     head_dim = hf_config.take_int(config, "head_dim", hidden // heads)
+    blocks = hf_config.take_int(config, "num_hidden_layers", high=hf_config.MAX_BLOCKS)
+    hf_config.refuse_windows(config, blocks)
+    max_positions = hf_config.take_int(config, "max_position_embeddings", 2048)
     factor = hf_config.take_float(rope_values(config), "partial_rotary_factor", 0.5)
     rotary_dim = int(head_dim * factor)
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim or head_dim != hidden // heads:
@@ -75,14 +78,14 @@ def parse_config(config: Mapping[str, Any]) -> PhiConfig:
         vocab_size=hf_config.take_int(config, "vocab_size"),
         hidden_size=hidden,
         intermediate_size=hf_config.take_int(config, "intermediate_size"),
-        num_hidden_layers=hf_config.take_int(config, "num_hidden_layers", high=hf_config.MAX_BLOCKS),
+        num_hidden_layers=blocks,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         rotary_dim=rotary_dim,
-        max_position_embeddings=hf_config.take_int(config, "max_position_embeddings", 2048),
+        max_position_embeddings=max_positions,
         layer_norm_eps=hf_config.take_float(config, "layer_norm_eps", 1e-5),
-        rope=take_rope(config),
+        rope=take_rope(config, rotary_dim, max_positions),
         hidden_act=hf_config.take_choice(config, "hidden_act", layers.ACTIVATIONS, "gelu_new"),
         qk_layernorm=hf_config.take_bool(config, "qk_layernorm", False),
         tie_word_embeddings=hf_config.take_bool(config, "tie_word_embeddings", False),
@@ -115,7 +118,7 @@ class Attention(nnx.Module):
 
     def _rotate(self, x: Float[Array, "b t n h"]) -> Float[Array, "b t n h"]:
         size = self.config.rotary_dim
-        rotated = rotate(x[..., :size], rope_frequencies(size, self.config.rope))
+        rotated = rotate(x[..., :size], self.config.rope)
         return jnp.concatenate([rotated, x[..., size:]], axis=-1)
 
 

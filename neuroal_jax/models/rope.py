@@ -10,90 +10,195 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from neuroal_jax.errors import UserError
-from neuroal_jax.models.hf_config import refuse_unknown, take_float, take_int
+from neuroal_jax.models.hf_config import take_bool, take_float, take_int
 
-# Attributes of config.json that `take_rope` and `rope_values` read; a family may read `partial_rotary_factor` too.
-ROPE_ATTRIBUTES = frozenset({"rope_parameters", "rope_scaling", "rope_theta"})
+# Attributes of config.json that `rope_values` reads.
+ROPE_ATTRIBUTES = frozenset(
+    {"original_max_position_embeddings", "partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta"}
+)
+_KINDS = ("default", "dynamic", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding: the base and, for `llama3` scaling, its four constants."""
+    """Rotary position embedding, under the names of `rope_parameters`.
+
+    Attributes:
+        theta: The base.
+        kind: How the base's frequencies are changed for longer contexts.
+        factor: How much longer the context is than the one of `original_max_position_embeddings` positions; by
+            `dynamic` scaling, how much the base grows with sequences of more than `max_position_embeddings`.
+        attention_factor: Factor of queries and of keys.
+    """
 
     theta: float
+    kind: str = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_max_position_embeddings: int | None = None
+    original_max_position_embeddings: int = 1
+    max_position_embeddings: int = 1
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
 
 
 def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of rotary positions, wherever it says it."""
-    values = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
-    for key in ("rope_parameters", "rope_scaling"):
-        value = config.get(key) or {}
-        if not isinstance(value, Mapping):
-            raise UserError(f"config.json: {key} is {value!r}, expected an object")
-        if not value:
-            continue
-        kind = value.get("rope_type", value.get("type", "default"))
-        if values.get("rope_type", kind) != kind:
+    """What a config says of rotary positions, wherever it says it, under the names of `rope_parameters`.
+
+    Raises:
+        UserError: If it says two things.
+    """
+    outside = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
+    found = [_one_place(config, key, outside) for key in ("rope_scaling", "rope_parameters") if config.get(key)]
+    for values in found[1:]:
+        differing = sorted(key for key in {*values, *found[0]} if values.get(key) != found[0].get(key))
+        if differing:
+            shown = ", ".join(f"{key} {found[0].get(key)!r} and {values.get(key)!r}" for key in differing)
+            raise UserError(f"config.json: rope_scaling and rope_parameters contradict each other: {shown}: remove one")
+    return found[0] if found else {"rope_theta": 10000.0, **outside, "rope_type": "default"}
+
+
+def _one_place(config: Mapping[str, Any], key: str, outside: Mapping[str, Any]) -> dict[str, Any]:
+    """What `rope_scaling` or `rope_parameters` says, together with the attributes outside of it."""
+    given = config[key]
+    if not isinstance(given, Mapping):
+        raise UserError(f"config.json: {key} is {given!r}, expected an object")
+    nested = [name for name, value in given.items() if isinstance(value, Mapping)]
+    if nested:
+        raise UserError(
+            f"config.json: {key} has {nested[0]}={given[nested[0]]!r}, expected one rotation for all layers"
+        )
+    values = {name: value for name, value in given.items() if name != "type" and value is not None}
+    values["rope_type"] = given.get("rope_type", given.get("type", "default"))
+    if given.get("type", values["rope_type"]) != values["rope_type"]:
+        raise UserError(
+            f"config.json: {key} has type {given['type']!r} and rope_type {values['rope_type']!r}, "
+            "which contradict each other: remove one"
+        )
+    for name, value in outside.items():
+        if values.setdefault(name, value) != value:
             raise UserError(
-                f"config.json: rope scaling types {values['rope_type']!r} and {kind!r} contradict each other"
+                f"config.json: {name} is {value!r}, but {values[name]!r} in {key}, which contradict each other: "
+                "remove one"
             )
-        values |= {name: x for name, x in value.items() if name != "type" and x is not None}
-        values["rope_type"] = kind
+    values.setdefault("rope_theta", 10000.0)
+    if values["rope_type"] == "default":  # no other value is read then
+        values = {key: values[key] for key in ("rope_type", "rope_theta", "partial_rotary_factor") if key in values}
     return values
 
 
-def take_rope(config: Mapping[str, Any], default_theta: float = 10000.0) -> Rope:
+def take_rope(config: Mapping[str, Any], head_dim: int, max_positions: int) -> Rope:
     """Reads `rope_theta` with `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
 
+    Like transformers, it reads of them what the type of scaling needs, and ignores the rest.
+
+    Args:
+        config: config.json.
+        head_dim: How many dimensions of a head are rotated.
+        max_positions: `max_position_embeddings`.
+
     Raises:
-        UserError: For any scaling type other than `default` and `llama3`.
+        UserError: For a type of scaling that is not implemented, or a value that is missing or makes no sense.
     """
-    merged = rope_values(config)
-    merged.pop("partial_rotary_factor", None)  # for the family to read
-    theta = take_float({"rope_theta": merged.pop("rope_theta", None)}, "rope_theta", default_theta)
-    kind = merged.pop("rope_type", "default")
-    if kind not in ("default", "llama3"):
-        raise UserError(f"config.json: rope scaling type {kind!r} is not supported, expected 'default' or 'llama3'")
+    values = rope_values(config)
+    kind = values["rope_type"]
+    if not isinstance(kind, str) or kind not in _KINDS:
+        expected = ", ".join(_KINDS)
+        raise UserError(f"config.json: rope scaling type {kind!r} is not supported, expected one of {expected}")
+    theta = take_float(values, "rope_theta", high=1e30)
     if kind == "default":
-        refuse_unknown(merged, frozenset())
         return Rope(theta)
-    fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    refuse_unknown(merged, frozenset(fields))
-    rope = Rope(
+    # An attribute outside comes first, as in transformers.
+    original = {**values, **{k: config[k] for k in ("original_max_position_embeddings",) if config.get(k) is not None}}
+    context = take_int(original, "original_max_position_embeddings", max_positions)
+    if kind == "yarn":
+        return _take_yarn(values, theta, max_positions, context)
+    factor = _take_number(values, "factor", kind)
+    if kind == "llama3":
+        low, high = (_take_number(values, name, kind) for name in ("low_freq_factor", "high_freq_factor"))
+        if high <= low:
+            raise UserError(f"config.json: rope high_freq_factor {high} must exceed low_freq_factor {low}")
+        return Rope(theta, kind, factor, low, high, original_max_position_embeddings=context)
+    if kind == "dynamic" and head_dim < 4:
+        raise UserError(f"config.json: dynamic rope scaling rotates at least 4 dimensions of a head, not {head_dim}")
+    return Rope(theta, kind, factor, max_position_embeddings=max_positions)
+
+
+def _take_yarn(values: Mapping[str, Any], theta: float, max_positions: int, context: int) -> Rope:
+    if theta <= 1:
+        raise UserError(f"config.json: rope_theta is {theta}, yarn needs one above 1")
+    longer = max_positions / context if "original_max_position_embeddings" in values else None
+    factor = _take_number(values, "factor", "yarn", longer)
+
+    def grown(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if values.get("mscale") and values.get("mscale_all_dim"):
+        inferred = grown(_take_number(values, "mscale", "yarn")) / grown(_take_number(values, "mscale_all_dim", "yarn"))
+    else:
+        inferred = grown(1.0)
+    return Rope(
         theta,
-        factor=take_float(merged, "factor"),
-        low_freq_factor=take_float(merged, "low_freq_factor"),
-        high_freq_factor=take_float(merged, "high_freq_factor"),
-        original_max_position_embeddings=take_int(merged, "original_max_position_embeddings"),
+        "yarn",
+        factor=factor,
+        original_max_position_embeddings=context,
+        beta_fast=_take_number({**values, "beta_fast": values.get("beta_fast") or 32}, "beta_fast", "yarn"),
+        beta_slow=_take_number({**values, "beta_slow": values.get("beta_slow") or 1}, "beta_slow", "yarn"),
+        truncate=take_bool(values, "truncate", True),
+        attention_factor=_take_number(values, "attention_factor", "yarn", inferred),
     )
-    if rope.high_freq_factor <= rope.low_freq_factor:
-        raise UserError(
-            f"config.json: rope high_freq_factor {rope.high_freq_factor} must exceed "
-            f"low_freq_factor {rope.low_freq_factor}"
-        )
-    return rope
 
 
-def rope_frequencies(head_dim: int, rope: Rope) -> Float[np.ndarray, "half"]:
-    """Rotation per position, in radians, of each pair of dimensions; `llama3` slows the long waves down."""
+def _take_number(values: Mapping[str, Any], key: str, kind: str, default: float | None = None) -> float:
+    try:
+        return take_float(values, key, default, high=1e6)
+    except UserError as error:
+        raise UserError(f"{error} below 1e6, for rope scaling type {kind!r}") from error
+
+
+def rope_frequencies(head_dim: int, rope: Rope, tokens: int) -> Float[np.ndarray, "half"]:
+    """Rotation per position, in radians, of each pair of dimensions, in sequences of `tokens` tokens."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    plain = np.float32(1.0) / np.float32(rope.theta) ** exponents
-    if rope.original_max_position_embeddings is None:
-        return plain
-    turns = rope.original_max_position_embeddings * plain / np.float32(2 * math.pi)  # over the original context
-    keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    keep = np.clip(keep, 0.0, 1.0)
-    return keep * plain + (1 - keep) * plain / rope.factor
+    theta = np.float32(rope.theta)
+    if rope.kind == "dynamic" and tokens > rope.max_position_embeddings:
+        growth = np.float32(rope.factor * tokens / rope.max_position_embeddings - (rope.factor - 1))
+        theta *= growth ** np.float32(head_dim / (head_dim - 2))
+    plain = np.float32(1.0) / theta**exponents
+    if rope.kind == "linear":
+        return plain / np.float32(rope.factor)
+    if rope.kind == "llama3":  # slows the long waves down
+        turns = rope.original_max_position_embeddings * plain / np.float32(2 * math.pi)  # over the original context
+        keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        keep = np.clip(keep, 0.0, 1.0)
+        return keep * plain + (1 - keep) * plain / rope.factor
+    if rope.kind == "yarn":
+        keep = 1 - _ramp(head_dim, rope)
+        return keep * plain + (1 - keep) * plain / np.float32(rope.factor)
+    return plain
 
 
-def rotate(x: Float[Array, "b t n h"], frequencies: Float[np.ndarray, "half"]) -> Float[Array, "b t n h"]:
+def _ramp(head_dim: int, rope: Rope) -> Float[np.ndarray, "half"]:
+    """0 for pairs that turn `beta_fast` times or more over the original context, 1 at `beta_slow`, linear between."""
+
+    def pair(turns: float) -> float:
+        wave = rope.original_max_position_embeddings / (turns * 2 * math.pi)
+        return head_dim * math.log(wave) / (2 * math.log(rope.theta))
+
+    low, high = pair(rope.beta_fast), pair(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    high = high + 0.001 if low == high else high  # no division by zero
+    return np.clip((np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
+
+
+def rotate(x: Float[Array, "b t n h"], rope: Rope) -> Float[Array, "b t n h"]:
     """Rotates dimension i against i + h/2, Hugging Face's layout of rotary embeddings."""
+    frequencies = rope_frequencies(x.shape[3], rope, x.shape[1])
     angles = np.arange(x.shape[1], dtype=np.float32)[:, None, None] * frequencies
     # Constants of the program: XLA would compute a sine or cosine again for every sequence, head and use.
-    cos, sin = (jnp.asarray(table(angles), x.dtype) for table in (np.cos, np.sin))
+    cos, sin = (jnp.asarray(table(angles) * np.float32(rope.attention_factor), x.dtype) for table in (np.cos, np.sin))
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

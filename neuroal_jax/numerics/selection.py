@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt, UInt16
+from jaxtyping import Array, Bool, Float, Int, UInt, UInt8, UInt16
 
 TIES_LOW, TIES_HIGH, TIES_ALL = 0, 1, 2
 
@@ -26,14 +26,24 @@ class Quota(NamedTuple):
         pruned: Numbers: one per row, or one per group of columns where a pruner chooses over all rows.
         ties: `TIES_LOW`: the lowest index; `TIES_HIGH`: the highest, so that what stays is what a stable descending
             sort puts first; `TIES_ALL`: all that equal the last one chosen, beyond the number.
+        zeros: Which weights of the linear are zero in the checkpoint, packed along the input axis: these go before all
+            others, whatever their scores. None where the model has no zeros, or they count as any other weight.
     """
 
     pruned: Int[Array, "*candidate sets"] | np.ndarray
     ties: Int[Array, "*candidate"] | int = TIES_LOW
+    zeros: UInt8[Array, "*candidate out bytes"] | np.ndarray | None = None
 
 
 Quotas = dict[str, Quota]  # of a block, by linear
 Counts = list[Quotas]  # of a model, by block
+
+
+def zeros_first(scores: Float[Array, "out in"], quota: Quota) -> Float[Array, "out in"]:
+    """Scores with those of the quota's zeros below all others."""
+    if quota.zeros is None:
+        return scores
+    return jnp.where(jnp.unpackbits(quota.zeros, axis=1, count=scores.shape[1]) > 0, -jnp.inf, scores)
 
 
 def select_smallest(scores: Float[Array, "out in"], quota: Quota) -> Bool[Array, "out in"]:
@@ -137,13 +147,10 @@ def _kth_smallest_half(keys: UInt16[Array, "row in"], counts: Int[Array, "row"],
 
 def _count_below(keys: UInt[Array, "row in"], bound: UInt[Array, "row"]) -> Int[Array, "row"]:
     """How many keys of each row are below its bound."""
-    # XLA does not vectorise a sum along rows on a CPU, but it does what is added up element by element before it.
+    # XLA does not vectorise a sum along rows on a CPU, but it does a sum of pieces of a row, element by element.
     pieces = max(1, min(_PIECES.get(jax.default_backend(), 1), keys.shape[1] // _LANES))
     even = keys.shape[1] // pieces * pieces
-
-    def below(part: UInt[Array, "row some"]) -> UInt[Array, "row some"]:
-        return (part < bound[:, None]).astype(keys.dtype)
-
-    folded = sum(below(part) for part in jnp.split(keys[:, :even], pieces, axis=1))
-    rest = below(keys[:, even:])
+    parts = keys[:, :even].reshape(len(keys), pieces, even // pieces)
+    folded = jnp.sum(parts < bound[:, None, None], axis=1, dtype=keys.dtype)
+    rest = keys[:, even:] < bound[:, None]
     return jnp.sum(folded, axis=1, dtype=jnp.int32) + jnp.sum(rest, axis=1, dtype=jnp.int32)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from neuroal_jax.masks.patterns.columns import ColumnGroups
 from neuroal_jax.numerics.cholesky import Factor, factorise
-from neuroal_jax.numerics.selection import Quota, select_smallest
+from neuroal_jax.numerics.selection import Quota, select_smallest, zeros_first
 from neuroal_jax.numerics.statistics import Statistics
 from neuroal_jax.registry import Settings
 
@@ -53,7 +53,8 @@ def prune(
 
     In each group the lowest saliencies `W^2 / U_jj^2` over all rows go. Then, column by column, the error
     `(w - q) / U_jj` of what went is fed into the later columns, so that the layer's output on the calibration data
-    stays as close as it can. Weights of dead columns go first; those that the quota spares keep their value.
+    stays as close as it can. Weights of dead columns go first; those that the quota spares keep their value. Weights
+    that are zero in the checkpoint go before all others, even where earlier errors have moved them.
 
     Args:
         weight: The dense weight.
@@ -72,6 +73,7 @@ def prune(
     upper = jax.scipy.linalg.block_diag(factor.upper, jnp.eye(padding, dtype=jnp.float32))
     dead = jnp.pad(factor.dead, (0, padding))
     beyond = jnp.arange(width + padding) >= width
+    zeros = jnp.pad(zeros_first(jnp.zeros((out, width)), quota) < 0, ((0, 0), (0, padding)))
 
     def one_group(number: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
         weight, mask = state
@@ -82,6 +84,8 @@ def prune(
         saliency = jnp.square(block) / jnp.square(jnp.diagonal(square))
         saliency = jnp.where(jax.lax.dynamic_slice(dead, (start,), (group,)), 0, saliency)
         saliency = jnp.where(jax.lax.dynamic_slice(beyond, (start,), (group,)), jnp.inf, saliency)
+        if quota.zeros is not None:
+            saliency = jnp.where(jax.lax.dynamic_slice(zeros, (0, start), (out, group)), -jnp.inf, saliency)
         quota_here = Quota(jnp.asarray(quota.pruned)[number][None], quota.ties)
         pruned = select_smallest(saliency.reshape(1, -1), quota_here).reshape(out, group)
         block, errors = _prune_columns(block, pruned, square)

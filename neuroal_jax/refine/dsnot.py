@@ -76,7 +76,9 @@ def refine(
     cycles, threshold = settings["dsnot_cycles"], settings["dsnot_threshold"]
     weight = weight.astype(jnp.float32)
     contributions = weight * running_mean(statistics["sums"])
-    growing = _growing(mask, contributions, running_mean(statistics["variances"]), settings.reference)
+    # What is zero anyway is not grown back: it would add nothing, and another weight would go for it.
+    growable = ~mask if settings.reference else ~mask & (weight != 0)
+    growing = _growing(growable, contributions, running_mean(statistics["variances"]), settings.reference)
     pruning = _pruning(mask, contributions, wanda.scores(weight, norms(statistics["squares"])))
     rows = jnp.arange(weight.shape[0])
 
@@ -115,19 +117,19 @@ def refine(
 
 
 def _growing(
-    mask: Bool[Array, "out in"],
+    growable: Bool[Array, "out in"],
     contributions: Float[Array, "out in"],
     variances: Float[Array, "in"],
     reference: bool,
 ) -> _Queue:
-    """The pruned weights by ascending `m / v`; in `reference` among the kept ones, which stand there as 0."""
+    """The pruned weights by ascending `m / v`; in `reference` among all others, which stand there as 0."""
     gain = contributions / variances
     if reference:
-        columns = jnp.argsort(jnp.where(mask, 0, gain), axis=1, stable=True)
-        length = jnp.full(mask.shape[0], mask.shape[1])
+        columns = jnp.argsort(jnp.where(growable, gain, 0), axis=1, stable=True)
+        length = jnp.full(growable.shape[0], growable.shape[1])
     else:  # an input without variance: 0/0 gains nothing, else the gain is as large as numbers get
-        columns = jnp.argsort(jnp.where(mask, jnp.inf, jnp.nan_to_num(gain)), axis=1, stable=True)
-        length = jnp.sum(~mask, axis=1)
+        columns = jnp.argsort(jnp.where(growable, jnp.nan_to_num(gain), jnp.inf), axis=1, stable=True)
+        length = jnp.sum(growable, axis=1)
     return _Queue(columns, length, length, length)
 
 

@@ -1,7 +1,5 @@
 """`python -m neuroal_jax.report`."""
 
-import sys
+from neuroal_jax.command.process import as_process
 
-from neuroal_jax.report.page import main
-
-sys.exit(main())
+as_process("neuroal_jax.report.page")

@@ -1,9 +1,11 @@
 """What a run's page tells in words and numbers: names with texts, each with a longer text or a note."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from neuroal_jax.files.reading import number
 from neuroal_jax.report.recorded import Manifest, recorded_candidates, recorded_winners
 
 Facts = dict[str, tuple[str, str]]  # by name: a text, and a note (shown below it, or on hovering); "" for none
@@ -38,14 +40,17 @@ def run_title(manifest: Manifest) -> str:
 def headline(manifest: Manifest) -> Facts:
     """The numbers to see first."""
     sparsity, token_ppl = manifest["sparsity"], manifest["token_ppl"]
-    dense, pruned = token_ppl["dense"], token_ppl["pruned"]
     perplexity = ("not measured", "the run had --eval none")
-    if dense is not None and pruned is not None:
-        perplexity = (f"{dense:.2f} \u2192 {pruned:.2f}", f"dense \u2192 pruned: {pruned / dense:.2f} times")
+    if token_ppl["dense"] is not None and token_ppl["pruned"] is not None:
+        dense, pruned = number(token_ppl["dense"]), number(token_ppl["pruned"])
+        times = f": {pruned / dense:.2f} times" if math.isfinite(dense) else ""
+        perplexity = (f"{dense:.2f} \u2192 {pruned:.2f}", f"dense \u2192 pruned{times}")
+    before = sparsity.get("source_zeros")  # earlier versions did not count them
+    zeros = f"of {sparsity['prunable']:,} prunable weights" + (f"; {before:,} were zero before" if before else "")
     return {
         f"token_ppl@{token_ppl['seqlen']}": perplexity,
         "sparsity achieved": (f"{sparsity['achieved']:.6f}", f"{sparsity['requested']:.6g} asked"),
-        "zeros": (f"{sparsity['zeros']:,}", f"of {sparsity['prunable']:,} prunable weights"),
+        "zeros": (f"{sparsity['zeros']:,}", zeros),
         "time": (f"{sum(manifest['seconds'].values()):.1f} s", f"on {manifest['device']}"),
     }
 

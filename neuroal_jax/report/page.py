@@ -5,7 +5,9 @@ python -m neuroal_jax.report RUN_DIR
 writes the report of an earlier run again, from its manifest.json and allocation.json.
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +15,9 @@ from urllib.parse import quote
 from neuroal_jax.allocation import file as allocation_file
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
+from neuroal_jax.command.values import path_to
 from neuroal_jax.errors import UserError
+from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import replace_text
 from neuroal_jax.report.facts import headline, key_facts, option_facts, run_title
@@ -21,6 +25,7 @@ from neuroal_jax.report.recorded import FORMAT
 
 REPORT = "report.html"
 _MOST_BYTES = 2**30  # of a manifest or an allocation
+_START_BYTES, _SIGNS = 2**18, (b"A pruning run of neuroal-jax", b"A sweep of neuroal-jax")  # of pages of all versions
 
 
 def run_report(manifest: Mapping[str, Any], allocation: Mapping[str, Any]) -> str:
@@ -59,7 +64,7 @@ def sweep_report(rows: Sequence[Mapping[str, Any]], links: Sequence[str | None] 
     from neuroal_jax.report.sweep_plots import columns, sweep_sections
 
     models = dict.fromkeys(str(row["model"]) for row in rows)
-    targets = [f"./{quote(link)}" if link is not None else None for link in links]
+    targets = [f"./{quote(os.fsencode(link))}" if link is not None else None for link in links]
     names = columns(rows)
     return render(
         "sweep.html",
@@ -78,14 +83,46 @@ def _failure(row: Mapping[str, Any]) -> str:
     return f"{names}: {row['error']}"
 
 
+def write_report(path: Path, page: str, inputs: Inputs) -> None:
+    """Writes a page, whole or not at all, over an earlier one or over nothing.
+
+    Raises:
+        UserError: If something else is there.
+    """
+    if os.path.lexists(path):
+        inputs.protect([path], REPORT)
+        if not is_report(path):
+            raise UserError(f"{path} exists already, and is no report of this program: move it away")
+    replace_text(path, page)
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a page of this package, which the next one may replace."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            start = file.read(_START_BYTES)
+    except OSError:
+        return False
+    return start.startswith(b"<!DOCTYPE html>") and any(sign in start for sign in _SIGNS)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done, 2 user error)."""
     parser = Parser(prog="python -m neuroal_jax.report", description="Writes report.html of an earlier run again.")
-    parser.add_argument("run", metavar="RUN_DIR", type=Path, help="directory with manifest.json and allocation.json")
+    parser.add_argument(
+        "run",
+        metavar="RUN_DIR",
+        type=partial(path_to, "run_dir"),
+        help="directory with manifest.json and allocation.json",
+    )
 
     def work() -> None:
         run = parser.parse_args(arguments).run
-        replace_text(run / REPORT, _read_run(run))
+        page = _read_run(run)
+        inputs = Inputs(*(("RUN_DIR", run / name) for name in ("manifest.json", "allocation.json")))
+        write_report(run / REPORT, page, inputs)
         print(f"written to {run / REPORT}")
 
     return run_program(work)
@@ -98,7 +135,9 @@ def _read_run(run: Path) -> str:
         return run_report(manifest, allocation)
     except UserError as error:
         raise UserError(f"{run}: {error}") from error
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the templates and Plotly say of values of other kinds than ours
         raise UserError(
             f"{run}: manifest.json or allocation.json is damaged or of another version ({error!r}): "
             "run the pruner again"

@@ -13,7 +13,7 @@ Manifest = Mapping[str, Any]
 PerLinear = list[dict[str, Any]]  # per block, a value for each linear
 Candidates = dict[str, list[dict[str, Any]]]  # by step, in order: parameters by name, and the `score`
 
-_TENSOR = re.compile(r"^(?:.*?\.)?(\d+)\.(.+?)(?:\.weight)?$")
+_TENSOR = re.compile(r"^(?:.*?\.)?(\d+)\.(.+?)(?:\.weight)?$", re.DOTALL)
 
 
 def recorded_candidates(manifest: Manifest) -> Candidates:

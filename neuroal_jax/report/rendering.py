@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from neuroal_jax.files.writing import strict
 from neuroal_jax.report.figures import Section
 
 
@@ -23,7 +24,7 @@ def render(template: str, title: str, sections: Sequence[Section], source: Any, 
         **content: What else the template shows.
 
     Raises:
-        ValueError: If the source or a figure holds a number that is not finite.
+        ValueError: If the source holds NaN, or a figure a number that is not finite.
     """
     environment = _environment()
     figures = {
@@ -35,7 +36,7 @@ def render(template: str, title: str, sections: Sequence[Section], source: Any, 
     page = environment.get_template(template).render(
         title=title,
         sections=sections,
-        source=source,
+        source=strict(source),
         figures=figures,
         style=Markup(_asset(environment, "style.css")),  # noqa: S704 (our own file)
         scripts=[Markup(script) for script in scripts],  # noqa: S704 (our own, and plotly.js)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from neuroal_jax.files.reading import number as read_number
 from neuroal_jax.report.figures import (
     BLUE,
     COLORS,
@@ -70,12 +71,18 @@ def _perplexity(manifest: Manifest) -> Section:
         return Section(*section, "Not measured: the run had --eval none.", {})
     texts = values["texts"]
     named = {
-        f"{name}, {state}" if len(texts) > 1 else state: text[state]
+        f"{name}, {state}" if len(texts) > 1 else state: read_number(text[state])
         for name, text in texts.items()
         for state in ("dense", "pruned")
     }
     sentence = "Perplexity of the model on the evaluation text before and after pruning; lower is better."
-    return Section(*section, sentence, {"": bars("token perplexity", named, [GREY, BLUE] * len(texts), "%{x:.4f}")})
+    beyond = [name for name, value in named.items() if not math.isfinite(value)]
+    if beyond:
+        sentence += f" Beyond the range of numbers: {', '.join(beyond)}."
+    colors = dict(zip(named, [GREY, BLUE] * len(texts), strict=True))
+    shown = {name: value for name, value in named.items() if name not in beyond}
+    plot = bars("token perplexity", shown, [colors[name] for name in shown], "%{x:.4f}") if shown else None
+    return Section(*section, sentence, {"": plot} if plot else {})
 
 
 def _block_sparsity(manifest: Manifest, allocated: PerLinear) -> Section:
@@ -111,7 +118,7 @@ def _linear_sparsity(manifest: Manifest) -> Section:
         return Section(*section, _NO_COUNTS, {})
     blocks = achieved(manifest)
     rows = {linear: [block[linear] for block in blocks] for linear in manifest["linears"]}
-    sentence = "Share of zeros in every linear of every block, counted in the masks."
+    sentence = "Share of zeros in every linear of every block, counted in what is written."
     return Section(*section, sentence, {"": heatmap("sparsity", rows)})
 
 

@@ -1,5 +1,6 @@
 """The plots of a sweep: each measure against sparsity, with the numbers of its table. Imports no JAX."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _measure(name: str, measure: str, rows: Sequence[Row]) -> Section:
-    measured = [row for row in rows if row.get(measure) is not None]
+    measured = [row for row in rows if _is_drawn(row.get(measure))]
     figures = {
         str(model): _against_sparsity(
             [row for row in measured if row["model"] == model], [row for row in rows if row["model"] == model], measure
@@ -42,6 +43,11 @@ def _measure(name: str, measure: str, rows: Sequence[Row]) -> Section:
     return Section(name, heading, sentence, figures)
 
 
+def _is_drawn(value: float | None) -> bool:
+    """Whether a value is there, and within the range of numbers: no axis reaches further."""
+    return value is not None and math.isfinite(value)
+
+
 def _against_sparsity(measured: Sequence[Row], rows: Sequence[Row], measure: str) -> go.Figure:
     """One model's figure.
 
@@ -54,7 +60,7 @@ def _against_sparsity(measured: Sequence[Row], rows: Sequence[Row], measure: str
     title = "mean accuracy" if accuracy else "token perplexity"
     scale = {} if accuracy else {"type": "log", "tickformat": "~g"}
     dense = f"dense_{measure.removeprefix('pruned_')}"
-    levels = list(dict.fromkeys(row[dense] for row in rows if row.get(dense) is not None))
+    levels = list(dict.fromkeys(row[dense] for row in rows if _is_drawn(row.get(dense))))
     lines = _method_lines(measured, rows, measure)
     sparsities = [row["sparsity"] for row in measured]
     if len(set(sparsities)) == 1:

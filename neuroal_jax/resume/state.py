@@ -11,14 +11,14 @@ block that was written. A block's state is written once 50 times as long has pas
 this one takes on a slow disk: the first blocks of a large model leave none.
 """
 
+import errno
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
 
-from neuroal_jax.errors import UserError
-from neuroal_jax.files.staging import take
+from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.files.claims import beside, take
+from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import replace_text
 from neuroal_jax.machine.memory import is_exhausted
 from neuroal_jax.resume.store import Item, Output, Store
@@ -39,6 +39,8 @@ log = logging.getLogger("neuroal_jax")
 _SHARE = 50  # of the time since the last state was written, writing the next one may take this part
 _BYTES_PER_SECOND = 500e6  # of writing and checking, before it was measured
 _IDENTITY = "identity.json"
+_IDENTITY_BYTES = 2**28  # more than the files of any model take
+_FINAL = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 @dataclass
@@ -111,7 +113,7 @@ class State:
             return steps
         except Exception as error:  # safetensors, zlib and json raise many kinds for damaged files
             log.info("the state of the %s is damaged (%s): it starts anew", label, " ".join(str(error).split())[:200])
-            self._store.forget(lambda item: item.walk >= number, keep=_IDENTITY)
+            self._store.forget(lambda item: item.walk >= number)
             self._latest = None
             return Steps(_report=report)
 
@@ -126,7 +128,9 @@ class State:
     def remove(self) -> None:
         """Removes the state, at the end of a run."""
         if self._store is not None:
-            shutil.rmtree(self._store.directory, ignore_errors=True)
+            with suppress(OSError):
+                self._store.clear(_IDENTITY)
+                self._store.directory.rmdir()
             self._writes = False
 
     def describe(self) -> str | None:
@@ -136,7 +140,7 @@ class State:
     def _begin(self, store: Store, about: dict[str, Any], weights: "Future[dict[str, str]]") -> None:
         self._about, self._weights = about, weights
         last = self._latest or (-1, -1)
-        store.forget(lambda item: item[:2] > last[:2] or (item.kind == "hidden" and item != self._latest), _IDENTITY)
+        store.forget(lambda item: item[:2] > last[:2] or (item.kind == "hidden" and item != self._latest))
         try:
             self._save_about(store)
         except OSError as error:
@@ -154,7 +158,7 @@ class State:
             for walk, (label, outputs) in self._pending.items():
                 store.save(Item(walk, max(map(int, outputs)), label, "outputs"), outputs)
             store.save(item, {"hidden": {str(number): np.asarray(array) for number, array in enumerate(hidden)}})
-            store.forget(lambda other: other.kind == "hidden" and other != item, keep=_IDENTITY)
+            store.forget(lambda other: other.kind == "hidden" and other != item)
             self._latest = item
             weights = self._weights
             if self._about.get("weights") is None and weights and weights.done() and not weights.exception():
@@ -177,10 +181,12 @@ def _read_outputs(store: Store, walk: int) -> dict[int, Output]:
 def kept(
     target: Path, identity: Mapping[str, Any], candidate_batch: int, weights: "Future[dict[str, str]]", *, resume: bool
 ) -> Iterator[State]:
-    """The state of the run that writes to `target`, while it computes.
+    """The state of the run that writes to `target`, while it computes and publishes.
 
-    An interrupt, a kill and an unexpected error keep it; a UserError, a full disk and exhausted memory remove it; a
-    caller whose run ends well removes it once the results are in place.
+    What can be mended, so that the same command can go on, keeps it: an interrupt, a kill, an unexpected error, and a
+    system that cannot write the results now, as when a disk is full. What the same command would meet again removes it:
+    a UserError, exhausted memory, and a place for the results that is gone or taken. A caller whose run ends well
+    removes it once the results are in place.
 
     Args:
         target: Directory of the results.
@@ -193,8 +199,7 @@ def kept(
         UserError: If there is a state, and it belongs to another run.
         KeyboardInterrupt: With a message that says how to go on, where something was kept.
     """
-    absolute = Path(os.path.abspath(target))
-    directory = absolute.parent / f".{absolute.name[:99]}.resume"
+    directory = beside(target, ".resume")
     lock = _lock(directory)
     if lock is None:
         yield State(candidate_batch=candidate_batch)
@@ -205,8 +210,7 @@ def kept(
             if not resume and os.listdir(directory):
                 log.info("starting over: the state of an interrupted run is removed (--resume would go on with it)")
             about = {"identity": dict(identity), "candidate_batch": candidate_batch, "weights": None}
-            for path in directory.iterdir():
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+            Store(directory).clear(_IDENTITY)
         state = State(directory, about["candidate_batch"])
         state._begin(Store(directory), about, weights)
         if state.describe():
@@ -214,8 +218,7 @@ def kept(
         try:
             yield state
         except BaseException as error:
-            expected = isinstance(error, UserError | OSError | SafetensorError) or is_exhausted(error)
-            if expected or not state.describe():
+            if isinstance(error, UserError) or is_exhausted(error) or _is_final(error) or not state.describe():
                 state.remove()
                 raise
             how = f"the state after {state.describe()} is kept; the same command with --resume goes on from there"
@@ -227,16 +230,24 @@ def kept(
         os.close(lock)
 
 
+def _is_final(error: BaseException) -> bool:
+    """Whether the system says that the place for the results is gone or taken."""
+    return isinstance(error, OSError) and error.errno in _FINAL
+
+
 def _found(directory: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the state in a directory belongs to, checked; None if there is none to go on with."""
     if not os.listdir(directory):
         log.info("--resume: there is no interrupted run to go on with: starting from the beginning")
         return None
     try:
-        about = json.loads((directory / _IDENTITY).read_text())
+        about = read_json(directory / _IDENTITY, _IDENTITY_BYTES)
         before: dict[str, Any] = dict(about["identity"])
-        about = {"identity": before, "candidate_batch": int(about["candidate_batch"]), "weights": about["weights"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        batch = about["candidate_batch"]
+        if type(batch) is not int or not 0 <= batch < 2**31:
+            raise ValueError(f"candidate_batch is {batch!r}")
+        about = {"identity": before, "candidate_batch": batch, "weights": about["weights"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         log.info("the state of the interrupted run is damaged (%s: %r): starting over", _IDENTITY, error)
         return None
     now = json.loads(json.dumps(dict(identity)))
@@ -263,4 +274,8 @@ def _lock(directory: Path) -> int | None:
         return None
     if descriptor is None:
         log.info("no state is kept for --resume: another run uses %s", directory)
+    elif others := Store(directory).others(_IDENTITY):
+        log.info("no state is kept for --resume: %s holds other files (%s)", directory, shorten(others))
+        os.close(descriptor)
+        return None
     return descriptor

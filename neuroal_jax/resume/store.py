@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from neuroal_jax.files.writing import replaced
 Output = dict[str, Any]  # of one block: nested dicts of arrays and numbers
 
 _NAME = re.compile(r"(\d+)-([a-z-]+)-(\d+)\.(hidden|outputs)")
+_PARTIAL = re.compile(rf"\.({_NAME.pattern}|identity\.json)\.[\d-]+\.partial")
 
 
 class Item(NamedTuple):
@@ -64,12 +64,23 @@ class Store:
         tree: Output = unflatten_dict({key: arrays.get(key, {}) for key in about["keys"]}, sep="/")
         return tree
 
-    def forget(self, unwanted: Callable[[Item], bool], keep: str) -> None:
-        """Removes items, and what is none but `keep`: a kill leaves half-written ones under other names."""
-        wanted = {keep} | {item.name for item in self.items() if not unwanted(item)}
-        for name in set(os.listdir(self.directory)) - wanted:
-            path = self.directory / name
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    def forget(self, unwanted: Callable[[Item], bool]) -> None:
+        """Removes items, and those that a kill left half-written."""
+        names = {item.name for item in self.items() if unwanted(item)}
+        for name in os.listdir(self.directory):
+            if name in names or _PARTIAL.fullmatch(name):
+                (self.directory / name).unlink(missing_ok=True)
+
+    def clear(self, *more: str) -> None:
+        """Removes all items, and `more` files."""
+        self.forget(lambda item: True)
+        for name in more:
+            (self.directory / name).unlink(missing_ok=True)
+
+    def others(self, *more: str) -> list[str]:
+        """What is neither an item nor one of `more` files: nothing of it is this store's."""
+        own = {*more, *(item.name for item in self.items())}
+        return sorted(name for name in os.listdir(self.directory) if name not in own and not _PARTIAL.fullmatch(name))
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> int:

@@ -30,7 +30,7 @@ class PrunedModel:
         decision: The allocation and how it was found.
         allocation: What was allocated to every linear, within the budget.
         blocks: Masks, and updated weights, of every block.
-        zeros: Number of pruned weights of every linear, per block.
+        zeros: Number of zeros that are written for every linear, per block.
         token_ppl: Every text's `dense` and `pruned` perplexity.
         traces: The programs that this run was the first to need.
     """
@@ -83,7 +83,7 @@ def compute(
         decision = _decide(settled, blocks, calibration.ids, candidate_batch, clock)
         counts = budget.counts(decision.allocation)
         with clock("prune"), progress("prune", checkpoint.num_blocks, "block") as advance:
-            results = final.prune(blocks, settled.method, calibration.ids, counts, advance, move_updated)
+            results = final.prune(blocks, settled.method, calibration.ids, counts, advance, move_updated, budget.zeros)
         allocation = budget.fit(decision.allocation)
         zeros = [_zeros(result, budget.shapes) for result in results]
         console.print_damping(results)
@@ -117,8 +117,8 @@ def _decide(settled: SettledRun, blocks: Blocks, windows: np.ndarray, candidate_
 
 
 def _zeros(result: BlockResult, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-    """Number of pruned weights of every linear of a block."""
+    """Number of zeros that are written for every linear of a block: pruned weights, and kept ones that are zero."""
     return {
-        linear: math.prod(shapes[linear]) - int(np.bitwise_count(packed).sum())
+        linear: math.prod(shapes[linear]) - int(np.bitwise_count(packed).sum()) + result.kept_zeros[linear]
         for linear, packed in result.packed.items()
     }

@@ -56,7 +56,7 @@ def print_blocks(allocation: Allocation, zeros: list[int], shapes: Shapes) -> No
 
 
 def print_result(manifest: Mapping[str, Any], out: Path, saved: str | None) -> None:
-    """The last lines: achieved sparsity, where the outputs are, and what zeros do not do."""
+    """The last lines: achieved sparsity and whose zeros these are, where the outputs are, and what zeros do not do."""
     sparsity = manifest["sparsity"]
     log.info(
         "sparsity: %.6f requested, %.6f achieved (%d zeros of %d prunable weights)",
@@ -65,6 +65,9 @@ def print_result(manifest: Mapping[str, Any], out: Path, saved: str | None) -> N
         sparsity["zeros"],
         sparsity["prunable"],
     )
+    if sparsity["source_zeros"] or sparsity["pruned"] != sparsity["zeros"]:
+        message = "of these zeros, %d were in the model before; the masks prune %d"
+        log.info(message, sparsity["source_zeros"], sparsity["pruned"])
     places = str(out) if saved is None else f"{out}, pruned model in {saved}"
     log.info("written to %s. Zeros in dense tensors alone make nothing smaller or faster.", places)
 

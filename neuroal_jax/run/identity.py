@@ -24,10 +24,9 @@ def identify(
 ) -> dict[str, Any]:
     """All that a run's result depends on, by names for people: options, model, token ids, software, device."""
     options = {flag(name): value for name, value in config.material().items()}
-    files = (path for path in checkpoint.path.rglob("*") if path.suffix in (".safetensors", ".json"))
-    if not list(checkpoint.path.glob("*.safetensors")):  # Orbax
-        files = (path for path in (checkpoint.path / "params").rglob("*") if path.is_file())
-    states = {str(path.relative_to(checkpoint.path)): path.stat() for path in files}
+    # Of the model's directory only what is read: results, and the state itself, may lie in it too.
+    files = [checkpoint.config_file.file, *checkpoint.source.steady]
+    states = {str(file.path.relative_to(checkpoint.path)): file.stamp[:2] for file in files}
     given = {}
     if os.path.isfile(config.allocation):
         given["the SHA-256 of the file --allocation"] = hashlib.sha256(Path(config.allocation).read_bytes()).hexdigest()
@@ -37,13 +36,8 @@ def identify(
         **given,
         "the SHA-256 of the calibration tokens": calibration.sha256,
         **{f"the SHA-256 of the tokens of {name}": windows.sha256 for name, windows in evaluations.items()},
-        "the SHA-256 of the model's config.json": hashlib.sha256(
-            (checkpoint.path / "config.json").read_bytes()
-        ).hexdigest(),
-        **{
-            f"bytes and time of the model's {name}": [state.st_size, state.st_mtime_ns]
-            for name, state in sorted(states.items())
-        },
+        "the SHA-256 of the model's config.json": checkpoint.config_file.sha256,
+        **{f"bytes and time of the model's {name}": list(state) for name, state in sorted(states.items())},
         "the version of neuroal_jax": __version__,
         "the version of jax": jax.__version__,
         "the version of jaxlib": jax.lib.__version__,

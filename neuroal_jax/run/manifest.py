@@ -112,6 +112,7 @@ def describe_run(
     zeros = sum(sum(block.values()) for block in pruned.zeros)
     if budget.kind == EXACT and zeros != budget.total:
         raise AssertionError(f"{zeros} zeros of {budget.prunable} weights, expected {budget.total}")
+    kept_zeros = sum(sum(block.kept_zeros.values()) for block in pruned.blocks)
     data = {"calib": calibration, "eval": next(iter(evaluations.values()), None)}
     options = settled.config.plain()
     return {
@@ -122,6 +123,8 @@ def describe_run(
             "requested": budget.sparsity,
             "achieved": zeros / budget.prunable,
             "zeros": zeros,
+            "pruned": zeros - kept_zeros,
+            "source_zeros": budget.source_zeros,
             "prunable": budget.prunable,
         },
         "linears": {linear: list(shape) for linear, shape in budget.shapes.items()},

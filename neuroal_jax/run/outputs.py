@@ -1,21 +1,28 @@
 """What a run writes: masks, allocation, manifest, report, and the pruned model."""
 
-import json
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from neuroal_jax.allocation import ALLOCATIONS
+from neuroal_jax.allocation import file as allocation_file
 from neuroal_jax.command.config import PruneConfig
+from neuroal_jax.data.sources import files_of
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.staging import staged
-from neuroal_jax.files.writing import replace_text, spilled
-from neuroal_jax.masks.file import PackedMasks
-from neuroal_jax.report.page import REPORT, run_report
+from neuroal_jax.files.protection import Inputs, lies_in, same_place
+from neuroal_jax.files.reading import read_json
+from neuroal_jax.files.records import Earlier, compare, from_json
+from neuroal_jax.files.staging import Shared, Staging, publish, staging
+from neuroal_jax.files.writing import has_format, replace_text, spilled
+from neuroal_jax.masks.file import PackedMasks, is_masks
+from neuroal_jax.report.page import REPORT, is_report, run_report
+from neuroal_jax.report.recorded import FORMAT
 from neuroal_jax.run.compute import PrunedModel
 from neuroal_jax.run.settle import SettledRun
 from neuroal_jax.version import __version__
@@ -24,44 +31,109 @@ from neuroal_jax.walk.final import MoveUpdated
 log = logging.getLogger("neuroal_jax")
 
 MASKS, ALLOCATION, MANIFEST, MODEL = "masks.safetensors", "allocation.json", "manifest.json", "model"
+_MANIFEST_BYTES = 2**30  # more than any manifest has
 
 
-def stage_results(config: PruneConfig, stack: ExitStack) -> tuple[Path, Path | None]:
-    """Hidden directories that become the results and the saved model when `stack` ends well.
+@dataclass(frozen=True)
+class Results:
+    """Where a run writes what it will publish.
+
+    Attributes:
+        out: For masks, allocation, manifest and report.
+        saved: For the pruned model, if it is saved.
+        scratch: For files that only the run itself needs.
+    """
+
+    out: Path
+    saved: Path | None
+    scratch: Path
+    _stagings: tuple[Staging, ...]
+
+    def publish(self) -> None:
+        """Moves all to where it belongs, or nothing; errors as `files.staging.publish`."""
+        publish(self._stagings)
+
+
+@contextmanager
+def stage_results(settled: SettledRun) -> Iterator[Results]:
+    """Hidden directories for the results and the saved model; no other process writes to their targets meanwhile.
 
     Raises:
-        UserError: If there is a result already, or nothing can be written there.
+        UserError: If there is a result already, an input would be lost, or nothing can be written there.
     """
-    target = Path(config.out or "")
-    stale = MODEL if _holds_a_model(target) else None
-    staging = staged(target, overwrite=config.overwrite, marker=MANIFEST, flag="--out", stale=stale)
-    out = stack.enter_context(staging)
-    return out, _stage_model(config, out, stack)
-
-
-def _stage_model(config: PruneConfig, out: Path, stack: ExitStack) -> Path | None:
-    if config.model_directory is None:
-        return None
-    target = Path(config.model_directory)
-    if config.out is not None and os.path.realpath(target) == os.path.realpath(Path(config.out) / MODEL):
-        if os.path.lexists(target) and not config.overwrite:
-            raise UserError(f"{target} exists already: pass --overwrite to replace it, or choose another --save-model")
-        (out / MODEL).mkdir()  # appears together with the masks
-        return out / MODEL
-    return stack.enter_context(
-        staged(
-            target, overwrite=config.overwrite, marker="config.json", flag="--save-model", stale="model*.safetensors*"
+    config, inputs = settled.config, inputs_of(settled)
+    target, model = Path(config.out or ""), config.model_directory
+    own_model = model is not None and same_place(model, target / MODEL)
+    names = (MASKS, ALLOCATION, MANIFEST, REPORT, *([MODEL] if own_model else []))
+    shared = Shared(names, _written_before)
+    with ExitStack() as stack:
+        if model is not None and not own_model:
+            _refuse_inside(Path(model), config, inputs)  # which would be found too, but less plainly
+            model_staging = stack.enter_context(
+                staging(
+                    Path(model), overwrite=config.overwrite, marker="config.json", flag="--save-model", inputs=inputs
+                )
+            )
+        out = stack.enter_context(
+            staging(target, overwrite=config.overwrite, marker=MANIFEST, flag="--out", inputs=inputs, shared=shared)
         )
+        if model is None:
+            yield Results(out.path, None, out.scratch, (out,))
+        elif own_model:  # appears together with the masks
+            (out.path / MODEL).mkdir()
+            yield Results(out.path, out.path / MODEL, out.scratch, (out,))
+        else:
+            yield Results(out.path, model_staging.path, out.scratch, (model_staging, out))
+
+
+def inputs_of(settled: SettledRun) -> Inputs:
+    """All that a run reads."""
+    config = settled.config
+    return Inputs(
+        ("--model", settled.checkpoint.path),
+        ("--allocation", None if config.allocation in ALLOCATIONS else config.allocation),
+        *files_of("--calib", [config.calib]),
+        *files_of("--eval", config.evaluations),
     )
 
 
-def _holds_a_model(target: Path) -> bool:
-    """Whether an earlier run wrote its pruned model into `target`; it must not stay beside the masks of this one."""
+def _refuse_inside(model: Path, config: PruneConfig, inputs: Inputs) -> None:
+    """Raises UserError if what is to stay lies in the directory of the saved model, which holds the model alone."""
+    others = {"--out": config.out, "--compilation-cache": config.compilation_cache}
+    places = [f"{flag} {place}" for flag, place in others.items() if place and lies_in(place, model)]
+    found = inputs.within(model) or next(iter(places), None)
+    if found is not None and not os.path.isfile(model):  # which is refused for that
+        raise UserError(
+            f"--save-model {model} is for the pruned model and nothing else, but {found} lies in it: choose another "
+            "directory"
+        )
+
+
+def _written_before(directory: Path) -> Earlier:
+    """What an earlier run wrote into a directory of results."""
+    path = directory / MANIFEST
+    if not os.path.lexists(path):
+        return Earlier()
     try:
-        saved = json.loads((target / MANIFEST).read_text())["options"]["save_model"]
-        return os.path.realpath(saved) == os.path.realpath(target / MODEL)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
+        manifest = read_json(path, _MANIFEST_BYTES)
+        if path.is_symlink() or manifest["format"] != FORMAT:
+            raise ValueError("it is no manifest")
+        earlier = (
+            compare(directory, from_json(manifest["files"])) if "files" in manifest else _older(directory, manifest)
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return Earlier(changed=frozenset({MANIFEST}))
+    own = {MANIFEST, *([REPORT] if is_report(directory / REPORT) else [])}  # a report may be made again
+    return Earlier(earlier.ours | own, earlier.changed - own)
+
+
+def _older(directory: Path, manifest: Mapping[str, Any]) -> Earlier:
+    """The same, of a version whose manifests had no record: what the files say of themselves has to do."""
+    ours = {MASKS} if is_masks(directory / MASKS) else set()
+    ours |= {ALLOCATION} if has_format(directory / ALLOCATION, allocation_file.FORMAT) else set()
+    saved, model = manifest["options"]["save_model"], directory / MODEL
+    unknown = {MODEL} if saved and os.path.lexists(model) and same_place(saved, model) else set()
+    return Earlier(frozenset(ours), frozenset(unknown))
 
 
 def move_to_files(directory: Path) -> MoveUpdated:

@@ -1,7 +1,6 @@
 """The story of a run, top to bottom: read, calibrate, allocate, prune, write."""
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from neuroal_jax.allocation.allocation import Allocation
 from neuroal_jax.allocation.file import describe
 from neuroal_jax.command.config import AUTO, PruneConfig
 from neuroal_jax.data import Windows, check_sources, read_evaluations, reader_for
+from neuroal_jax.files.records import record_of, to_json
 from neuroal_jax.files.writing import write_json
 from neuroal_jax.machine.compilation import use_cache
 from neuroal_jax.machine.interrupts import background
@@ -74,17 +74,19 @@ def _prune(config: PruneConfig) -> PruneResult:
         return PruneResult(None, plan, {})
     checkpoint, target = settled.checkpoint, Path(config.out or "")
     with ExitStack() as stack, background() as thread:
-        out, saved = outputs.stage_results(settled.config, stack)
+        results = stack.enter_context(outputs.stage_results(settled))
+        out, saved = results.out, results.saved
+        zeros = thread.submit(checkpoint.zeros)
         with clock("read"):
             calibration, evaluations = _read_data(settled)
+            settled = replace(settled, budget=replace(settled.budget, zeros=zeros.result()))
         hashes = thread.submit(checkpoint.hashes)
         plan = plan_run(settled, calibration, evaluations)
         refuse_what_cannot_fit(plan.certain_host)
         identity = identify(settled.config, settled.budget.sparsity, checkpoint, calibration, evaluations)
         state = stack.enter_context(resume.kept(target, identity, plan.candidate_batch, hashes, resume=config.resume))
         plan = replace(plan, candidate_batch=state.candidate_batch)
-        files = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out)))
-        move = outputs.move_to_files(files)
+        move = outputs.move_to_files(results.scratch)
         pruned = compute(settled, plan.candidate_batch, calibration, evaluations, clock, move, state)
         state.check_weights(hashes.result()["model"])
         with clock("write"):
@@ -96,10 +98,12 @@ def _prune(config: PruneConfig) -> PruneResult:
             if saved is not None:
                 checkpoint.save_edited(saved, outputs.edit_of(names, pruned, masks))
         manifest = describe_run(settled, plan, pruned, calibration, evaluations, hashes.result(), clock.seconds)
+        manifest["files"] = to_json(record_of(out))
         write_json(out / outputs.MANIFEST, manifest)
         outputs.write_report(out, manifest, allocation)
         checkpoint.check_unchanged()
-    state.remove()
+        results.publish()
+        state.remove()
     console.print_result(manifest, target, config.model_directory)
     return PruneResult(target, plan, manifest, masks, pruned.allocation)
 

@@ -1,12 +1,13 @@
 """Pruning the model: each block on statistics of the pruned blocks before it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, is_finite
+from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, is_finite, is_zero
 from neuroal_jax.errors import UserError
 from neuroal_jax.numerics.cholesky import DAMPING
 from neuroal_jax.numerics.selection import Counts
@@ -26,7 +27,7 @@ class BlockResult:
 
     Attributes:
         packed: Masks, uint8 `[out, ceil(in / 8)]`, 1 = kept.
-        kept_zeros: Number of kept weights that are zero anyway.
+        kept_zeros: Number of kept weights that are written as zeros all the same.
         updated: The weights in the checkpoint's dtype, where the pruner changed kept ones too; else empty.
         damping: What the Hessian of each linear's input was damped with, where there is one.
     """
@@ -44,6 +45,7 @@ def prune(
     counts: Counts,
     advance: Advance = ignore,
     move_updated: MoveUpdated = lambda block, updated: updated,
+    zeros: Sequence[Mapping[str, np.ndarray]] = (),
 ) -> list[BlockResult]:
     """Prunes block by block, each on statistics of the pruned blocks before it.
 
@@ -54,6 +56,7 @@ def prune(
         counts: How many weights go in every set of competitors.
         advance: Told 1 after every block.
         move_updated: What to do with the updated weights of every block.
+        zeros: Where the checkpoint is zero, see `Checkpoint.zeros`.
 
     Raises:
         UserError: If activations, factors or updated weights are not finite.
@@ -65,7 +68,7 @@ def prune(
         statistics = _statistics(blocks, method, block, weights, hidden, len(windows))
         pruned = programs.prune(blocks.spec, method, weights, statistics, counts[block])
         blocks.check_damping(block, pruned.damping)
-        result = _result(blocks, block, pruned, updates_weights=method.updates_weights)
+        result = _result(blocks, method, block, pruned, zeros[block] if zeros else {})
         if method.updates_weights:
             pruned = pruned._replace(weights=Weights(blocks.put(result.updated), weights.rest))
             result = replace(result, updated=move_updated(block, result.updated))
@@ -90,23 +93,42 @@ def _statistics(
     return blocks.finished_statistics(block, state, sequences)
 
 
-def _result(blocks: Blocks, block: int, pruned: PrunedBlock, *, updates_weights: bool) -> BlockResult:
+def _result(
+    blocks: Blocks, method: Method, block: int, pruned: PrunedBlock, zeros: Mapping[str, np.ndarray]
+) -> BlockResult:
     """Moves a pruned block to the host; updated weights in the dtype in which they will be stored."""
     packed = {name: np.asarray(bits) for name, bits in pruned.packed.items()}
-    kept_zeros = {name: int(n) for name, n in pruned.kept_zeros.items()}
+    kept_zeros = {
+        name: int(np.bitwise_count(bits & zeros[name]).sum()) if zeros else 0 for name, bits in packed.items()
+    }
     damping = {
         linear.name: DAMPING[int(pruned.damping[linear.reads])]
         for linear in blocks.spec.linears
         if linear.reads in pruned.damping
     }
-    if not updates_weights:
+    if not method.updates_weights:
         return BlockResult(packed, kept_zeros, {}, damping)
     updated = {}
     for name, weight in pruned.weights.linears.items():
-        updated[name] = _as_stored(blocks, blocks.checkpoint.linear_name(block, name), np.asarray(weight))
-        lost = weight.size - int(np.bitwise_count(packed[name]).sum())
-        kept_zeros[name] = int(np.count_nonzero(updated[name] == 0)) - lost
+        dense = np.asarray(weight)
+        updated[name] = _as_stored(blocks, blocks.checkpoint.linear_name(block, name), dense)
+        kept = np.unpackbits(packed[name], axis=1, count=dense.shape[1]).astype(bool)
+        if not method.settings.reference:
+            _keep_nonzero(updated[name], kept, dense)
+        kept_zeros[name] = int(np.count_nonzero(kept & is_zero(updated[name])))
     return BlockResult(packed, kept_zeros, updated, damping)
+
+
+def _keep_nonzero(stored: np.ndarray, kept: np.ndarray, exact: np.ndarray) -> None:
+    """Stores what is kept and would be rounded to zero as the smallest number that is none, so that the budget holds.
+
+    In fp32 and bfloat16 that is the smallest normal one: processors may take those below for zero.
+    """
+    lost = kept & is_zero(stored)
+    if lost.any():
+        limits = ml_dtypes.finfo(stored.dtype)
+        least = limits.smallest_subnormal if stored.dtype == np.float16 else limits.smallest_normal
+        stored[lost] = np.copysign(np.float32(least), exact[lost])
 
 
 def _as_stored(blocks: Blocks, tensor: str, weight: np.ndarray) -> np.ndarray:

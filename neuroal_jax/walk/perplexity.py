@@ -25,6 +25,7 @@ def perplexity(
 
     Raises:
         UserError: If the loss is not finite, naming the block and the linear where it began.
+            (A finite loss of 710 nats or more has a perplexity beyond a float's range: infinity.)
     """
     model = "dense" if results is None else "pruned"
     steps = blocks.begin(f"{model}-perplexity", advance)
@@ -43,7 +44,8 @@ def perplexity(
     if not np.isfinite(loss):
         _find_overflow(blocks, batches, results)
         raise UserError(f"the {model} model's loss is {loss} in {blocks.dtype}: try --dtype float32")
-    found = float(np.exp(loss))
+    with np.errstate(over="ignore"):
+        found = float(np.exp(loss))
     steps.record(blocks.last, [], {"perplexity": np.float64(found)})
     return found
 

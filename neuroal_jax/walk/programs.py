@@ -145,13 +145,11 @@ class PrunedBlock(NamedTuple):
     Attributes:
         weights: Zeros where the masks prune; the kept weights too may have changed.
         packed: The masks, packed along the input axis, 1 = kept.
-        kept_zeros: Number of kept weights that are zero anyway.
         damping: Per input, the index into `cholesky.DAMPING` that its Hessian took; empty for pruners without one.
     """
 
     weights: Weights
     packed: dict[str, UInt8[Array, "out bytes"]]
-    kept_zeros: dict[str, Int[Array, ""]]
     damping: dict[str, Int[Array, ""]]
 
 
@@ -164,8 +162,7 @@ def prune(
     if method.refinement != NONE:
         chosen = _refine(spec, method, weights, statistics, chosen)
     packed = {name: jnp.packbits(mask, axis=1) for name, mask in chosen.masks.items()}
-    zeros = {name: jnp.sum(mask & (chosen.weights.linears[name] == 0)) for name, mask in chosen.masks.items()}
-    return PrunedBlock(chosen.weights, packed, zeros, chosen.damping)
+    return PrunedBlock(chosen.weights, packed, chosen.damping)
 
 
 @program()

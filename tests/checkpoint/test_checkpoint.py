@@ -53,14 +53,119 @@ def test_a_tied_head_is_the_embedding(make_llama):
     assert "lm_head.weight" not in open_checkpoint(str(directory)).source.infos
 
 
-def test_a_tied_checkpoint_may_carry_its_head_and_old_ones_their_frequencies(make_llama):
+def renamed(directory, rename, *, drop=()):
+    """Renames the tensors of a checkpoint in place."""
+    tensors = load_file(directory / "model.safetensors")
+    kept = {rename(name): array for name, array in tensors.items() if name not in drop}
+    save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def logits_of_both(directory):
+    """What transformers and this project compute."""
+    from tests.models.test_families import torch_states
+
+    ids = np.random.default_rng(1).integers(0, 96, (2, 20))
+    return torch_states(directory, ids)[1], np.asarray(load_model(str(directory))(ids))
+
+
+def other_head(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + np.float32(0.3)
+
+
+def only_the_head(tensors):
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+
+def head_of_its_own_dtype(tensors):
+    tensors["lm_head.weight"] = (tensors["model.embed_tokens.weight"] + 1).astype(np.float16)
+
+
+@pytest.mark.parametrize("change", [other_head, only_the_head, head_of_its_own_dtype])
+def test_a_tied_checkpoint_is_what_transformers_makes_of_its_tensors(make_llama, tmp_path, change):
+    from convert.hf_to_flax import convert
+
     directory = make_llama(tie_word_embeddings=True)
     tensors = load_file(directory / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    change(tensors)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    expected, found = logits_of_both(directory)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert open_checkpoint(str(directory)).config.tie_word_embeddings == (change is only_the_head)
+    convert(str(directory), tmp_path / "flax")
+    assert open_checkpoint(str(tmp_path / "flax")).hashes() == open_checkpoint(str(directory)).hashes()
+    ids = np.arange(10)[None]
+    np.testing.assert_array_equal(load_model(str(tmp_path / "flax"))(ids), load_model(str(directory))(ids))
+
+
+@pytest.mark.parametrize("shape, dtype, message", [
+    ((96, 31), np.float32, r"lm_head.weight has shape \[96, 31\], expected \[96, 32\]"),
+    ((96, 32), np.int32, "lm_head.weight has dtype I32"),
+])  # fmt: skip
+def test_the_head_of_a_tied_checkpoint_is_checked_like_all_tensors(make_llama, shape, dtype, message):
+    directory = make_llama(tie_word_embeddings=True)
+    tensors = load_file(directory / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": np.ones(shape, dtype)}, directory / "model.safetensors")
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(str(directory))
+
+
+def test_a_tied_checkpoint_may_carry_its_head(make_llama):
+    directory = make_llama(tie_word_embeddings=True)
+    before = open_checkpoint(str(directory)).hashes()
+    tensors = load_file(directory / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    assert open_checkpoint(str(directory)).hashes() == before
+    model = load_model(str(directory))
+    assert model.head.embedding is model.stem.embedding
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma2", "Phi"])
+def test_tables_of_rotary_positions_are_not_needed(make_llama, family):
+    directory = make_llama(family=family)
+    tensors = load_file(directory / "model.safetensors")
+    for name in ("model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq", "rotary_emb.cos_cached"):
+        tensors[name] = np.ones(4, np.float64)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    open_checkpoint(str(directory)).hashes()
+
+
+WITHOUT_MODEL = {
+    "Llama": lambda name: name.removeprefix("model."),
+    "Llama twice": lambda name: f"model.{name}",
+    "Gemma": lambda name: name.removeprefix("model."),
+    "OPT": lambda name: name.removeprefix("model."),
+    "Phi": lambda name: name.removeprefix("model."),
+}
+
+
+@pytest.mark.parametrize(("family", "rename"), WITHOUT_MODEL.items(), ids=WITHOUT_MODEL)
+def test_names_without_the_name_of_the_model_inside(make_llama, tmp_path, family, rename):
+    family = family.split()[0]
+    usual = make_llama(family=family)
+    directory = renamed(shutil.copytree(usual, tmp_path / "model"), rename)
+    expected, found = logits_of_both(directory)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
     checkpoint = open_checkpoint(str(directory))
-    assert set(checkpoint.hashes()) == {"model", "prunable"}
+    assert checkpoint.hashes() == open_checkpoint(str(usual)).hashes()
+    # What is saved keeps the names of the file; masks have the names of transformers' parameters.
+    (tmp_path / "saved").mkdir()
+    checkpoint.save_edited(tmp_path / "saved", lambda name, weight: np.zeros_like(weight))
+    saved, stored = load_file(tmp_path / "saved" / "model.safetensors"), load_file(directory / "model.safetensors")
+    assert list(saved) == list(stored)
+    pruned = {rename(name) for name in checkpoint.prunable()}
+    assert {name for name, array in saved.items() if not array.any()} >= pruned
+    assert all(np.array_equal(saved[name], stored[name]) for name in set(stored) - pruned)
+
+
+def test_two_tensors_that_are_one_to_transformers_are_refused(llama, tmp_path):
+    model = copied(llama, tmp_path)
+    tensors = load_file(model / "model.safetensors")
+    tensors["norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(UserError, match=r"norm.weight and model.norm.weight are one and the same to transformers"):
+        open_checkpoint(str(model))
 
 
 def test_unknown_attributes_that_are_switched_off_pass(make_llama):
@@ -272,12 +377,11 @@ def test_nested_and_huge_values_of_a_config_are_refused(llama, tmp_path, key, va
 
 
 ROPES = [
-    ({"rope_type": "yarn", "factor": 4.0}, "'yarn' is not supported"),
-    ({"rope_type": "linear", "factor": 2.0}, "'linear' is not supported"),
+    ({"rope_type": "longrope", "factor": 4.0}, "'longrope' is not supported"),
+    ({"rope_type": "linear", "factor": 0}, "factor is 0"),
     ({"rope_type": None}, "None is not supported"),
     ({"rope_type": ["yarn"]}, "is not supported"),
     ({"rope_type": "llama3"}, "factor is missing"),
-    ({"rope_type": "default", "mscale": 2.0}, "mscale=2.0"),
     ({"rope_theta": 0}, "rope_theta is 0"),
     ({"rope_theta": "1e4"}, "rope_theta is '1e4'"),
     ([1], r"rope_parameters is \[1\], expected an object"),

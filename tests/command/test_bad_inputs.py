@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +63,9 @@ BAD_MODELS = {
     "no model_type": (edited_config(model_type=None), "model_type is None"),
     "MoE by name": (edited_config(model_type="mixtral"), "mixture of experts"),
     "MoE by attribute": (edited_config(num_local_experts=8), "mixture of experts .*num_local_experts"),
-    "unknown attribute": (edited_config(attention_multiplier=2.0), "attention_multiplier=2.0"),
+    "attribute that changes numbers": (edited_config(is_causal=False), "is_causal=False"),
     "quantised": (edited_config(quantization_config={"bits": 4}), "quantization_config"),
-    "own code": (edited_config(auto_map={"AutoModel": "x.Y"}), "auto_map"),
-    "yarn": (edited_config(rope_parameters={"rope_type": "yarn", "factor": 2.0}), "rope scaling type 'yarn'"),
+    "rope scaling": (edited_config(rope_parameters={"rope_type": "su", "factor": 2.0}), "rope scaling type 'su'"),
     "rope is text": (edited_config(rope_parameters="x"), "rope_parameters is 'x'"),
     "negative size": (edited_config(hidden_size=-4), "hidden_size is -4"),
     "size is text": (edited_config(hidden_size="32"), "hidden_size is '32'"),
@@ -94,8 +96,6 @@ BAD_MODELS = {
 
 def check(capsys, root, arguments, message):
     """Runs the command; checks exit code, the single line, and that no file appeared."""
-    import re
-
     before = sorted(root.rglob("*"))
     code = main([str(argument) for argument in arguments])
     error = capsys.readouterr().err
@@ -124,7 +124,7 @@ BAD_OPTIONS = {
     "unknown id": ({"model": "some/model"}, "no such directory, and the Hugging Face Hub says"),
     **{
         f"sparsity {value!r}": ({"sparsity": value}, "--sparsity is")
-        for value in ("0", "1", "-0.2", "1.5", "nan", "inf", "half", "")
+        for value in ("0", "1", "-0.2", "1.5", "nan", "inf", "1e999", "9" * 5000, "half", "")
     },
     "pruner": ({"pruner": "wandaa"}, r"--pruner wandaa is unknown \(did you mean wanda\?\)"),
     "allocation": ({"allocation": "neural"}, "did you mean neuroal"),
@@ -139,6 +139,13 @@ BAD_OPTIONS = {
     "nsamples is a fraction": ({"nsamples": "1.5"}, "--nsamples is 1.5"),
     "candidate batch": ({"candidate-batch": "-1"}, "--candidate-batch is -1"),
     "seed": ({"seed": "x"}, "--seed is 'x'"),
+    "huge seed": ({"seed": "99999999999999999999999"}, "--seed is 99999999999999999999999"),
+    "seed of thousands of digits": ({"seed": "9" * 5000}, "--seed is 9"),
+    "infinite lambda": ({"row-lambdas": "0.1,1e999"}, "--row-lambdas holds inf"),
+    **{
+        f"{name} is {value!r}": ({name: value}, f"--{name} is {re.escape(repr(value))}")
+        for name, value in product(("out", "save-model", "calib", "eval", "compilation-cache"), ("", "a\0b"))
+    },
     "seqlen above the model's": ({"calib": "ROOT/long.txt", "seqlen": "65"}, "exceeds .*max_position_embeddings 64"),
     "default seqlen": ({"calib": "ROOT/long.txt"}, "--seqlen 2048 exceeds"),
     "width is not seqlen": ({"seqlen": "8"}, "rows have 16 tokens, expected 8"),
@@ -162,12 +169,14 @@ BAD_OPTIONS = {
     "out holds a run": ({"out": "ROOT/run"}, "already holds a result"),
     "model is out": ({"out": "MODEL"}, "same directory"),
     "save-model is out": ({"save-model": "ROOT/out"}, "same directory"),
-    "save-model holds a model": ({"save-model": "ROOT/saved"}, "--save-model .* already holds"),
+    "save-model holds a model": ({"save-model": "ROOT/saved"}, "--save-model .* holds files"),
     "allocation is no JSON": ({"allocation": "ROOT/bad.jsonl"}, "cannot be read as JSON"),
     "allocation of no format": ({"allocation": "ROOT/empty.json"}, "format is None"),
     "unknown flag": ({"speed": "11"}, "unrecognized arguments: --speed"),
     "no yaml": ({"config": "ROOT/none.yaml"}, "cannot be read"),
     "yaml with objects": ({"config": "ROOT/evil.yaml"}, "cannot be read"),
+    "yaml with a number of bits": ({"config": "ROOT/bits.yaml"}, "seed is a whole number of 64000 bits"),
+    "yaml with infinity": ({"config": "ROOT/infinite.yaml"}, "block_lambdas is a number beyond a float's range"),
     "yaml list": ({"config": "ROOT/list.yaml"}, "holds a list"),
     "yaml unknown option": ({"config": "ROOT/unknown.yaml"}, r"pruned is unknown \(did you mean pruner\?\)"),
 }
@@ -186,6 +195,8 @@ def bad_files(tmp_path_factory):
     (root / "bad.jsonl").write_text('{"text": "a"}\n{"txt": 1}\n')
     (root / "empty.json").write_text("{}")
     (root / "evil.yaml").write_text("model: !!python/object/apply:os.system ['true']\n")
+    (root / "bits.yaml").write_text("seed: 0x" + "f" * 16000)
+    (root / "infinite.yaml").write_text("block_lambdas: [0.1, 1.0e+999]")
     (root / "list.yaml").write_text("- model\n")
     (root / "unknown.yaml").write_text("pruned: wanda\n")
     parquet.write_table(pyarrow.table({"content": ["a"]}), root / "other.parquet")
@@ -211,6 +222,52 @@ def test_bad_options(capsys, bad_files, llama, tokens, options, message):
     base |= {"allocation": "neuroal", **options}
     arguments = [item for name, value in base.items() for item in (f"--{name}", value)]
     assert len(check(capsys, bad_files, arguments, message)) == 1
+
+
+@pytest.mark.parametrize("name", ["seed", "pruner", "sparsity", "row_lambdas", "out", "overwrite", "owl_m", "eval"])
+def test_numbers_that_python_does_not_write_out_are_refused_in_one_line(name):
+    from neuroal_jax import PruneConfig, UserError
+
+    with pytest.raises(UserError, match="a number of thousands of digits"):
+        PruneConfig(**{"model": "demo", "sparsity": 0.5, "out": "x", name: 10**5000})
+
+
+EMPTY = {
+    "convert.hf_to_flax": ["--model", "demo", "--out", "PATH"],
+    "convert.masks_to_torch": ["apply", "--model", "demo", "--masks", "x", "--out", "PATH"],
+    "convert.masks_to_torch ": ["verify", "--model", "demo", "--masks", "PATH"],
+    "eval.perplexity": ["--model", "demo", "--out", "PATH"],
+    "eval.perplexity ": ["--model", "demo", "--masks", "PATH"],
+    "eval.zero_shot": ["--model", "demo", "--task-data", "PATH"],
+    "eval.zero_shot ": ["--model", "demo", "--out", "PATH"],
+    "eval.zero_shot  ": ["--model", "demo", "--pruned", "PATH"],
+    "eval.sweep": ["--models", "demo", "--sparsities", "0.5", "--out", "PATH"],
+    "eval.sweep ": ["--config", "PATH"],
+    "neuroal_jax.report.page": ["PATH"],
+}
+
+
+@pytest.mark.parametrize(("module", "arguments"), EMPTY.items())
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_what_cannot_be_a_path_is_refused_by_every_program(capsys, tmp_path, monkeypatch, module, arguments, path):
+    monkeypatch.chdir(tmp_path)
+    assert import_module(module.strip()).main([path if item == "PATH" else item for item in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "flag"),
+    [("eval.perplexity", "--seqlen"), ("eval.zero_shot", "--limit"), ("eval.zero_shot", "--batch-size")],
+)
+@pytest.mark.parametrize("number", ["0", "1.5", "99999999999999999999999", "9" * 5000, "1e999", "nan", ""])
+def test_counts_that_are_none(capsys, module, flag, number):
+    assert import_module(module).main(["--model", "demo", flag, number]) == 2
+    error = capsys.readouterr().err
+    assert f"{flag} is " in error
+    assert error.count("\n") == 1
 
 
 def test_what_is_missing_is_named(capsys, tmp_path, llama):

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from eval.perplexity import jax_perplexity, load_in_torch, main, torch_perplexity
+from eval.perplexity import jax_perplexity, load_in_torch, main, next_token_losses, torch_perplexity
 from neuroal_jax.errors import UserError
+from tests.conftest import save_random_model
 from tests.run.test_pipeline import run
 
 
@@ -41,6 +42,30 @@ def test_jax_torch_and_transformers_by_hand_agree(llama, tokens, pruned):
         assert measure(str(llama), windows, "float32", masks) == pytest.approx(after, rel=1e-5)
         assert measure(str(root / "model"), windows, "float32") == pytest.approx(after, rel=1e-5)
     assert (token_ppl["dense"], token_ppl["pruned"]) == pytest.approx((dense, after), rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "bfloat16"])
+@pytest.mark.parametrize("spread", [0.02, 1.0, 5.0])
+def test_the_loss_of_a_large_vocabulary_is_exact(spread, layout):
+    import torch
+
+    torch.manual_seed(0)
+    logits, ids = spread * torch.randn(2, 5, 262_144), torch.randint(0, 262_144, (2, 5))
+    if layout == "transposed":  # the same numbers, the vocabulary not last in memory
+        logits = logits.transpose(1, 2).contiguous().transpose(1, 2)
+    elif layout == "bfloat16":
+        logits = logits.bfloat16()
+    expected = -logits.double().log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    np.testing.assert_allclose(next_token_losses(logits, ids).numpy(), expected.numpy(), rtol=0, atol=5e-6)
+
+
+def test_both_backends_agree_on_a_large_vocabulary(tmp_path):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    model = save_random_model(tmp_path / "model", vocab_size=262_144, **sizes, **heads)
+    windows = np.random.default_rng(0).integers(0, 262_144, (2, 4))
+    losses = [np.log(measure(str(model), windows, "float32")) for measure in (jax_perplexity, torch_perplexity)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5, rel=0)
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])

@@ -160,13 +160,6 @@ def test_runs_stay_inside_the_output(tmp_path, monkeypatch):
         assert not run.name.startswith("/")
 
 
-def test_what_a_killed_run_left_is_removed(llama, tokens, tmp_path):
-    left = tmp_path / llama.name / ".magnitude-uniform-0.6-seed0.abc.partial"
-    left.mkdir(parents=True)
-    assert run_sweep(arguments(llama, tokens, tmp_path, **{"top-ups": "uniform"})) == 0
-    assert not left.exists()
-
-
 def test_another_dtype_is_another_run(llama, tokens, tmp_path, capsys):
     first = arguments(llama, tokens, tmp_path, **{"top-ups": "uniform", "dtype": "bfloat16"})
     assert run_sweep(first) == 0

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import os
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from neuroal_jax.command import program
 from neuroal_jax.data.reading import read_text
 from neuroal_jax.data.tokens import load_tokens
 from neuroal_jax.files import reading as files
+from neuroal_jax.files.reading import number, read_json
+from neuroal_jax.files.writing import write_json
 from neuroal_jax.machine import memory
 from neuroal_jax.prune import main
 from tests.conftest import save_random_model
@@ -42,6 +45,12 @@ ROOT = Path(__file__).parents[2]
         ("[" * 65 + "]" * 65, "deeper than 64"),
         ("[" * 10**6, "deeper than 64"),
         ("9" * 5000, "4300"),
+        ('{"a": [1e999]}', "a is a number beyond a float's range"),
+        ("-1e999", "it is a number beyond"),
+        ('{"a": {"b": 1' + "0" * 400 + "}}", "b is a whole number of 1329 bits"),
+        ('\\"' * 300_000, "Expecting value"),  # these take no time: nothing is looked at again and again
+        ('["' + '\\"' * 300_000, "Unterminated string"),
+        ('{"a": "' + '\\"' * 300_000 + "\\", "Unterminated string"),
         ("\ufeff{}", "BOM"),
     ],
 )
@@ -380,11 +389,24 @@ def test_masks_of_sparsegpt_are_not_applied_to_a_dense_model_by_mistake(tmp_path
     from neuroal_jax.masks.file import PackedMasks, save_masks
 
     packed = np.packbits(np.zeros((2, 3), bool), axis=1)
-    masks = PackedMasks({"weight": packed}, {"weight": 3}, {}, "", {"weights": "updated"})
+    masks = PackedMasks({"0.weight": packed}, {"0.weight": 3}, {}, "", {"weights": "updated"})
     save_masks(tmp_path / "m", masks)
-    model = torch.nn.Linear(3, 2)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2))
     with pytest.raises(UserError, match="saved_by_run=True"):
         apply_masks(model, tmp_path / "m")
-    assert (model.weight != 0).all()
+    assert (model[0].weight != 0).all()
     apply_masks(model, tmp_path / "m", saved_by_run=True)
-    assert (model.weight == 0).all()
+    assert (model[0].weight == 0).all()
+
+
+def test_infinity_is_text_in_json(tmp_path):
+    value = {"a": [math.inf, -math.inf, 1e308], "b": {"c": np.float64(math.inf)}, "d": ("x", None, True, 10**300)}
+    write_json(tmp_path / "x.json", value)
+    read = read_json(tmp_path / "x.json", 10**4)
+    assert read == {"a": ["inf", "-inf", 1e308], "b": {"c": "inf"}, "d": ["x", None, True, 10**300]}
+    assert (number(read["b"]["c"]), number(5)) == (math.inf, 5.0)
+    for none in (True, "5", "-inf", None, []):
+        with pytest.raises(TypeError):
+            number(none)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "y.json", {"a": math.nan})

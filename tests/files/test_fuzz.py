@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 
+from convert.pickled import read_tensors, save_tensors
 from neuroal_jax import UserError
 from neuroal_jax.allocation.file import FORMAT, load_allocation
 from neuroal_jax.checkpoint.opened import open_checkpoint
@@ -30,7 +31,7 @@ from neuroal_jax.data import windows as windows_module
 from neuroal_jax.data.tokenizer import Tokenizer
 from neuroal_jax.masks.file import PackedMasks, read_masks, save_masks
 
-READERS = 6
+READERS = 7
 EXAMPLES = math.ceil(int(os.environ.get("NEUROAL_FUZZ", "500")) / READERS)
 # Without the variable the examples are always the same: continuous integration fails for a change, never by chance.
 fuzzed = settings(
@@ -144,6 +145,20 @@ def test_checkpoint_files(model, data):
         for name, tensor in load_file(directory / "model.safetensors").items():
             found = refused_or(lambda name=name: opened.read(name)) if name in opened.source.infos else None
             assert found is None or found.tobytes() == tensor.tobytes()
+
+
+@fuzzed
+@given(data=st.data())
+def test_pickled_weights(tmp_path_factory, data):
+    import torch
+
+    path = tmp_path_factory.getbasetemp() / "pytorch_model.bin"
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4).half()}
+    torch.save(tensors, path, _use_new_zipfile_serialization=data.draw(st.booleans()))
+    path.write_bytes(data.draw(damaged_bytes(path.read_bytes())))
+    found = refused_or(lambda: read_tensors(path))
+    if found is not None:
+        save_tensors(found, path.with_suffix(".safetensors"))
 
 
 @fuzzed

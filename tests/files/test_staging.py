@@ -4,7 +4,8 @@ import os
 import threading
 import time
 
-from neuroal_jax.files.staging import staged
+from neuroal_jax.files.records import Earlier
+from neuroal_jax.files.staging import Shared, staged
 
 
 def test_results_appear_without_touching_the_umask_of_other_threads(tmp_path, monkeypatch):
@@ -20,7 +21,9 @@ def test_results_appear_without_touching_the_umask_of_other_threads(tmp_path, mo
 
     def publish(name):
         for number in range(20):
-            with staged(tmp_path / f"{name}{number}", overwrite=False, marker="done", flag="--out") as staging:
+            shared = Shared(("done",), lambda directory: Earlier())
+            target = tmp_path / f"{name}{number}"
+            with staged(target, overwrite=False, marker="done", flag="--out", shared=shared) as staging:
                 (staging / "done").touch(mode=0o600)
 
     def create():

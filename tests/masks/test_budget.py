@@ -93,6 +93,62 @@ def test_largest_remainder_by_hand():
     assert largest_remainder([0.5, 0.5, 0.5, 0.5], 2, [1] * 4).tolist() == [1, 1, 0, 0]
 
 
+@st.composite
+def sparse_models(draw):
+    """Where the linears of some blocks are zero, packed: nowhere, in whole rows, everywhere, at random."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    zero = []
+    for _ in range(draw(st.integers(1, 3))):
+        shares = {name: draw(st.sampled_from([0, 0.1, 0.5, 0.95, 1])) for name in SHAPES}
+        of_rows = {name: rng.random((SHAPES[name][0], 1)) * 2 * share for name, share in shares.items()}
+        zero.append({name: rng.random(SHAPES[name]) < of_rows[name] for name in SHAPES})
+    return zero
+
+
+@settings(max_examples=200, deadline=None)
+@given(zero=sparse_models(), more=st.floats(0, 1), group=st.sampled_from([None, 1, 4, 128]), seed=st.integers(0, 99))
+def test_zeros_of_the_source_are_part_of_the_exact_total(zero, more, group, seed):
+    packed = [{name: np.packbits(bits, axis=1) for name, bits in block.items()} for block in zero]
+    prunable, zeros = len(zero) * 81, sum(int(bits.sum()) for block in zero for bits in block.values())
+    total = min(prunable - 1, zeros + round(more * (prunable - zeros)))
+    if not 0 < zeros <= total:
+        return
+    pattern = make_pattern("columns", group) if group else make_pattern("rows")
+    exact = Budget(SHAPES, len(zero), total / prunable, "exact", pattern, packed)
+    assert (exact.source_zeros, exact.total) == (zeros, total)
+    counts = exact.counts(random_allocation(seed, len(zero)))
+    assert zeros_of(counts) == total
+    rng = np.random.default_rng(seed)
+    for bits, quotas in zip(zero, counts, strict=True):
+        for name, quota in quotas.items():
+            scores = rng.integers(0, 2, SHAPES[name]).astype(np.float32)  # many others score 0 too
+            pruned = np.asarray(pattern.select(scores, quota))
+            assert pruned.sum() == quota.pruned.sum()
+            assert not (bits[name] & ~pruned).any()
+
+
+def test_rows_with_many_zeros_lose_these_and_the_others_make_up_for_it():
+    zero = {"a": np.zeros((6, 5), bool), "b": np.zeros((3, 17), bool)}
+    zero["a"][0], zero["b"][1, :15] = True, True
+    packed = {name: np.packbits(bits, axis=1) for name, bits in zero.items()}
+    counts = Budget(SHAPES, 1, 0.5, "exact", make_pattern("rows"), [packed]).counts(
+        uniform.allocation(0.5, list(SHAPES), 1)
+    )
+    assert counts[0]["a"].pruned.tolist() == [5, 2, 2, 2, 2, 2]  # 15 of 30: rows of 2.5 with one of at least 5
+    assert counts[0]["b"].pruned.tolist() == [5, 15, 5]  # 25 of 51
+    np.testing.assert_array_equal(counts[0]["b"].zeros, packed["b"])
+
+
+def test_fewer_zeros_than_there_are_is_refused_and_reference_counts_as_ever():
+    packed = [{"a": np.packbits(np.ones((6, 5), bool), axis=1), "b": np.zeros((3, 3), np.uint8)}]
+    with pytest.raises(UserError, match=r"--sparsity 0.3 leaves 24 zeros, but 30 of the model's 81 .*\(0.370370\)"):
+        Budget(SHAPES, 1, 0.3, "exact", make_pattern("rows"), packed)
+    reference = Budget(SHAPES, 1, 0.3, "reference", make_pattern("rows"), packed)
+    (counts,) = reference.counts(uniform.allocation(0.3, list(SHAPES), 1))
+    assert {name: quota.pruned.tolist() for name, quota in counts.items()} == {"a": [1] * 6, "b": [5] * 3}
+    assert all(quota.zeros is None for quota in counts.values())
+
+
 def test_fit_mean_leaves_a_fitting_allocation_alone():
     allocation = random_allocation(1)
     assert budget(allocation, mean_sparsity(allocation, SHAPES)).fit(allocation) is allocation

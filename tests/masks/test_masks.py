@@ -1,5 +1,6 @@
 """The mask file and its PyTorch side."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -49,6 +50,23 @@ def test_pruning_keeps_the_dtype_and_the_source(dtype):
     assert pruned.dtype == weight.dtype
     np.testing.assert_array_equal(pruned != 0, mask)
     assert (weight == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kept_zeros": {"a": 25}}, "a keeps 24 weights, of which 25 cannot be zero"),
+        ({"kept_zeros": {"b": 1}}, "of different names"),
+        ({"kept_zeros": {"a": True}}, "'kept_zeros'"),
+        ({"run": {"weights": 5}}, "'run'"),
+    ],
+)
+def test_forged_counts(tmp_path, changes, message):
+    packed = {"a": np.packbits(np.arange(36).reshape(3, 12) % 3 > 0, axis=1)}
+    metadata = {"neuroal": json.dumps(header(**changes))}
+    save_file(packed, tmp_path / "m", metadata=metadata)
+    with pytest.raises(UserError, match=message):
+        read_masks(tmp_path / "m")
 
 
 def header(**changes):
@@ -149,17 +167,206 @@ def test_save_pruned_changes_the_masked_tensors_only(run, make_llama, llama, tmp
         save_pruned(str(llama), run, tmp_path / "out")
 
 
+LACKED, EXTRA = "model.layers.1.mlp.up_proj.weight", "lm_head.weight"
+
+
 @pytest.mark.parametrize(
-    ("keep", "value", "message"), [(False, 1, "1 nonzero weights"), (True, 0, "1 zeros that the mask")]
+    ("forge", "message"),
+    [
+        ({LACKED: None}, f"{LACKED} has no mask"),
+        ({EXTRA: (96, 32)}, f"{EXTRA} is no linear of a block"),
+        ({LACKED: (56, 24)}, rf"{LACKED} has shape \[56, 32\], the mask \[56, 24\]"),
+    ],
+    ids=["partial", "one too many", "other shape"],
 )
-def test_verify_finds_a_single_wrong_weight(run, llama, tmp_path, keep, value, message):
-    save_pruned(str(llama), run, tmp_path / "out")
-    name = "model.layers.1.self_attn.k_proj.weight"
-    tensors = load_file(tmp_path / "out" / "model.safetensors")
-    place = tuple(np.argwhere(load_masks(run)[name] == keep)[0])
+def test_forged_masks_are_refused_wherever_masks_are_read(run, llama, tokens, tmp_path, forge, message):
+    from flax import nnx
+
+    from eval.perplexity import jax_perplexity, torch_perplexity
+    from eval.zero_shot import evaluate
+    from neuroal_jax import load_model, mask_tree
+    from neuroal_jax.checkpoint.opened import open_checkpoint
+    from neuroal_jax.checkpoint.tensors import combine, digests
+
+    model, masks = str(llama), read_masks(run)
+    packed, widths = dict(masks.packed), dict(masks.widths)
+    for name, shape in forge.items():
+        packed.pop(name, None), widths.pop(name, None)
+        if shape is not None:
+            packed[name], widths[name] = np.packbits(np.ones(shape, bool), axis=1), shape[1]
+    source = combine(digests(packed, open_checkpoint(model).source.read))  # as if they had been computed so
+    forged = tmp_path / "masks.safetensors"
+    save_masks(forged, PackedMasks(packed, widths, {}, source, masks.metadata))
+    windows = np.load(tokens)["evaluation"]
+    for read in (
+        lambda: save_pruned(model, forged, tmp_path / "out"),
+        lambda: verify(model, forged, load=False),
+        lambda: apply_masks(load(llama), forged),
+        lambda: jax_perplexity(model, windows, "float32", forged),
+        lambda: torch_perplexity(model, windows, "float32", forged),
+        lambda: evaluate(model, ["rte"], masks=forged),
+    ):
+        with pytest.raises(UserError, match=message):
+            read()
+    with pytest.raises(UserError, match=rf"{LACKED}|{EXTRA}|shape"):
+        mask_tree(load_masks(forged), open_checkpoint(model), nnx.state(load_model(model), nnx.Param))
+    assert sorted(tmp_path.iterdir()) == [forged]
+
+
+def test_what_was_added_to_a_masked_linear_needs_no_mask(run, llama):
+    from neuroal_jax.masks.file import uncovered
+
+    shapes = {name: parameter.shape for name, parameter in load(llama).named_parameters()}
+    added = {"model.layers.1.mlp.up_proj.lora_A.default.weight": (4, 32)}
+    places = {name: name for name in load_masks(run)}
+    assert uncovered(places, {**shapes, **added, "heads.0.weight": (4, 4)}) == []
+    assert uncovered(places, {**shapes, "model.layers.1.mlp.up.weight": (4, 4)}) == [
+        "model.layers.1.mlp.up.weight has no mask"
+    ]
+
+
+def edited(source, target, name, place, value):
+    """A copy of a checkpoint with one weight changed."""
+    shutil.copytree(source, target)
+    tensors = load_file(target / "model.safetensors")
     tensors[name][place] = value
-    save_file(tensors, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"k_proj.weight has {message}"):
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+K_PROJ = "model.layers.1.self_attn.k_proj.weight"
+
+
+@pytest.mark.parametrize("load", [False, True])
+def test_verify_finds_a_single_weight_that_is_not_pruned(run, llama, tmp_path, load):
+    save_pruned(str(llama), run, tmp_path / "out")
+    place = tuple(np.argwhere(~load_masks(run)[K_PROJ])[0])
+    for value in (1, 1e-40, np.nan):
+        model = edited(tmp_path / "out", tmp_path / f"{value}", K_PROJ, place, value)
+        with pytest.raises(UserError, match=r"k_proj.weight has 1 nonzero weights that the mask prunes"):
+            verify(str(model), run, load=load)
+    model = edited(tmp_path / "out", tmp_path / "negative", K_PROJ, place, -0.0)
+    assert str(verify(str(model), run, load=load, exact=True)) == "its zeros are exactly the masks"
+
+
+@pytest.mark.parametrize("load", [False, True])
+def test_kept_weights_may_be_anything_after_fine_tuning(run, llama, tmp_path, load):
+    save_pruned(str(llama), run, tmp_path / "out")
+    first, second = (tuple(place) for place in np.argwhere(load_masks(run)[K_PROJ])[:2])
+    other = edited(tmp_path / "out", tmp_path / "other", K_PROJ, first, 7.0)
+    assert str(verify(str(other), run, load=load, exact=True)) == "its zeros are exactly the masks"
+    zero = edited(other, tmp_path / "zero", K_PROJ, second, 0.0)
+    assert verify(str(zero), run, load=load).now == {K_PROJ: 1}
+    with pytest.raises(UserError, match=r"k_proj.weight has 1 zeros that the mask keeps, expected 0"):
+        verify(str(zero), run, load=load, exact=True)
+
+
+def test_zeros_that_the_run_left_may_become_weights(run, llama, tmp_path):
+    save_pruned(str(llama), run, tmp_path / "out")
+    masks = read_masks(run)
+    save_masks(tmp_path / "m", dataclasses.replace(masks, kept_zeros={K_PROJ: 3}))
+    found = verify(str(tmp_path / "out"), tmp_path / "m", load=False)
+    assert str(found) == "all that the masks prune is zero; 0 kept weights are zero too, 3 when the run ended"
+
+
+@pytest.fixture
+def wrappers():
+    """What wraps a model in PyTorch: made by PyTorch where it can be, else modules of the same names."""
+    import torch
+
+    def hold(**modules):
+        return torch.nn.ModuleDict(modules)
+
+    def adapt(model):
+        for layer in model.model.layers:
+            down = layer.mlp.down_proj
+            layer.mlp.down_proj = hold(base_layer=down, lora_A=hold(default=torch.nn.Linear(4, 4)))
+        return hold(base_model=hold(model=model))
+
+    def compile_layers(model):
+        for number, layer in enumerate(model.model.layers):
+            model.model.layers[number] = torch.compile(layer)
+        return model
+
+    return {
+        "compile": torch.compile,
+        "compiled layers": compile_layers,
+        "DataParallel": torch.nn.DataParallel,
+        "both": lambda model: torch.compile(torch.nn.DataParallel(model)),
+        "FSDP": lambda model: hold(_fsdp_wrapped_module=model),
+        "PEFT": adapt,
+        "a trainer": lambda model: hold(model=model, head=torch.nn.Linear(4, 4)),
+        "the inner model": lambda model: model.model,
+    }
+
+
+WRAPPERS = ["compile", "compiled layers", "DataParallel", "both", "FSDP", "PEFT", "a trainer", "the inner model"]
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrapped_models_are_pruned_and_verified(run, llama, wrappers, name):
+    masks, model = load_masks(run), load(llama)
+    weights = {name: parameter for name, parameter in model.named_parameters()}
+    wrapped = wrappers[name](model)
+    with pytest.raises(UserError, match="merge them first" if name == "PEFT" else "nonzero weights that the mask"):
+        verify(wrapped, run)
+    assert apply_masks(wrapped, run) is wrapped
+    assert all(not weights[name].detach().numpy()[~mask].any() for name, mask in masks.items())
+    assert all(weights[name].detach().numpy()[mask].all() for name, mask in masks.items())
+    if name != "PEFT":
+        assert not verify(wrapped, run, exact=True).now
+
+
+def flat(model, torch):
+    return torch.nn.ParameterDict({"_fsdp_wrapped_module": torch.nn.ParameterDict({"_flat_param": torch.ones(9)})})
+
+
+def pruned_by_torch(model, torch):
+    from torch.nn.utils import prune
+
+    prune.l1_unstructured(model.model.layers[0].mlp.up_proj, "weight", 0.5)
+    return model
+
+
+def parametrized(model, torch):
+    torch.nn.utils.parametrizations.weight_norm(model.model.layers[0].mlp.up_proj)
+    return model
+
+
+def quantized(model, torch):
+    up = model.model.layers[0].mlp.up_proj
+    up.weight = torch.nn.Parameter(up.weight.detach().to(torch.int8), requires_grad=False)
+    return model
+
+
+UNREADABLE = {
+    "FSDP, flat": (flat, "apply the masks before wrapping"),
+    "on meta": (lambda model, torch: model.to("meta"), "on the meta device"),
+    "pruned by PyTorch": (pruned_by_torch, "torch.nn.utils.prune.remove"),
+    "parametrized": (parametrized, "remove_parametrizations"),
+    "quantized": (quantized, "apply the masks before quantization"),
+    "two models": (lambda model, torch: torch.nn.ModuleDict({"teacher": model, "student": load(model.name_or_path)}),
+                   r"several models in this one \(student, teacher\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), UNREADABLE.values(), ids=UNREADABLE)
+def test_weights_that_are_not_there_as_numbers_are_refused_with_what_to_do(run, llama, change, message):
+    import torch
+
+    model = change(load(llama), torch)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for use in (apply_masks, verify):
+        with pytest.raises(UserError, match=message):
+            use(model, run)
+    assert all(old.is_meta or (old == new).all() for old, new in zip(before, model.parameters(), strict=True))
+
+
+def test_a_checkpoint_that_was_saved_inside_a_wrapper_is_named_as_such(run, llama, tmp_path):
+    save_pruned(str(llama), run, tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "out" / "model.safetensors")
+    with pytest.raises(UserError, match=r"saved inside a wrapper, see _orig_mod\.model.*: save the model itself"):
         verify(str(tmp_path / "out"), run, load=False)
 
 
@@ -256,13 +463,13 @@ def test_a_model_is_not_replaced_by_its_own_pruned_copy(run, llama, tmp_path, ca
     assert "same directory" in capsys.readouterr().err
 
 
-def test_save_pruned_copies_side_files_but_neither_code_nor_pickles(run, llama, tmp_path):
+def test_save_pruned_copies_what_belongs_to_the_model(run, llama, tmp_path):
     model = shutil.copytree(llama, tmp_path / "model")
     for name in ("tokenizer.json", "notes.txt", "modeling_x.py", "pytorch_model.bin", "old.pt"):
         (model / name).write_bytes(b"\x00\xff" + name.encode())
     save_pruned(str(model), run, tmp_path / "out")
     found = {path.name for path in (tmp_path / "out").iterdir()}
-    assert found == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "notes.txt"}
+    assert found == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     for name in found - {"model.safetensors"}:
         assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
     assert "spars" not in (tmp_path / "out" / "config.json").read_text()

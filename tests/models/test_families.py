@@ -39,6 +39,7 @@ VARIANTS = {
     "mistral sliding window": {"family": "Mistral", "sliding_window": 7},
     "mistral wide heads": {"family": "Mistral", "head_dim": 12, "num_key_value_heads": 1},
     "qwen2": {"family": "Qwen2"},
+    "qwen2 windows": {"family": "Qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
     "qwen2 tied": {"family": "Qwen2", "tie_word_embeddings": True},
     "qwen3": {"family": "Qwen3", "head_dim": 12},
     "qwen3 biases, tied": {"family": "Qwen3", "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
@@ -254,7 +255,6 @@ def test_every_pruner_allocation_and_refinement_hits_the_exact_budget(
 
 
 REFUSED = {
-    "Qwen2 windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "sliding"),
     "Gemma activations": ("Gemma", {"hidden_activation": "silu"}, "hidden_activation 'silu' and hidden_act"),
     "Gemma2 layers": ("Gemma2", {"layer_types": ["full_attention"]}, "layer_types"),
     "Phi rotation": (
@@ -263,7 +263,7 @@ REFUSED = {
         "dimensions of a head are rotated",
     ),
     "OPT heads": ("OPT", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
-    "OPT attribute": ("OPT", {"new_gate": 1}, "new_gate=1"),
+    "OPT attribute": ("OPT", {"is_causal": False}, "is_causal=False"),
     "Qwen MoE": ("Qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
     "Mixtral": ("Mistral", {"model_type": "mixtral"}, "mixture of experts"),
 }

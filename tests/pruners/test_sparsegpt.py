@@ -139,6 +139,25 @@ def test_equal_saliencies_go_by_index():
     assert not np.asarray(mask).any()
 
 
+def test_zeros_of_the_source_go_first_even_where_errors_have_moved_them():
+    weight, inputs = problem(8, 20)
+    zero = np.random.default_rng(1).random(weight.shape) < 0.3
+    weight[zero] = 0
+    counts = np.array([zero[:, start : start + 8].sum() + 9 for start in (0, 8, 16)], np.int32)
+
+    def choose(saliency, number):
+        here = zero[:, 8 * number : 8 * number + 8]
+        assert number == 0 or (saliency[here] > 0).any()
+        return exactly(counts)(np.where(here, -1, saliency), number)
+
+    quota = Quota(counts, zeros=np.packbits(zero, axis=1))
+    found, mask = jax.jit(prune, static_argnums=3)(weight, factorise(hessian(inputs)), quota, 8)
+    expected, kept = oracle(weight, oracle_hessian(inputs), 8, choose)
+    np.testing.assert_array_equal(mask, kept)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert (np.asarray(found)[zero] == 0).all()
+
+
 def test_a_rank_deficient_hessian_is_damped():
     _, inputs = problem(6, 24, sequences=1, tokens=5)
     factor = factorise(hessian(inputs))

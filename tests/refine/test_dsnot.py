@@ -122,6 +122,21 @@ def test_one_swap_by_hand():
     assert refined(mask, weight, x, cycles=50).tolist() == [[True, True, False, False]]
 
 
+def test_what_is_zero_anyway_is_not_grown_back():
+    # As above, but what would come back, with a gain of 0, is zero in the checkpoint; the other gain is negative.
+    x = np.full((1, 2, 4), 2, np.float32) + np.float32([[-1], [1]])
+    mask = np.array([[False, True, True, False]])
+    weight = np.float32([[0, -3, 1, -2]])
+    assert refined(mask, weight, x, cycles=1).tolist() == [[False, True, False, True]]
+    weight[0, 0] = 1e-3  # its gain is above the other's, and the error is negative: still the other one
+    assert refined(mask, weight, x, cycles=1).tolist() == [[False, True, False, True]]
+    weight[0] = [0, 3, -1, 0]
+    weight[0, 3] = 0
+    assert refined(mask, weight, x, threshold=0.0).tolist() == mask.tolist()
+    weight[0] = [0, -3, -1, 2]  # after weight 3 only the zero is left, with the error still positive
+    assert refined(mask, weight, x, cycles=50).tolist() == [[False, True, False, True]]
+
+
 @pytest.mark.parametrize("linear", LINEARS)
 def test_the_masks_of_the_mlp_stay(linear):
     weight, inputs, mask = problem(16, 40)

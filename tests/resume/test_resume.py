@@ -300,7 +300,7 @@ def test_a_state_that_cannot_be_written_stops_no_run(model, tokens, tmp_path, mo
 
 
 def test_two_runs_do_not_share_a_state(model, tokens, tmp_path, caplog):
-    from neuroal_jax.files.staging import take
+    from neuroal_jax.files.claims import take
 
     (tmp_path / ".out.resume").mkdir()
     (tmp_path / ".out.resume" / "theirs").touch()
@@ -310,24 +310,6 @@ def test_two_runs_do_not_share_a_state(model, tokens, tmp_path, caplog):
     os.close(lock)
     assert "another run uses" in caplog.text
     assert (tmp_path / ".out.resume" / "theirs").exists()
-
-
-def test_leftovers_of_killed_runs_go_and_those_of_running_ones_stay(tmp_path):
-    from neuroal_jax.files.staging import staged, take
-
-    dead, alive = (tmp_path / f".out.{name}.partial" for name in ("dead", "alive"))
-    for path in (dead, alive):
-        path.mkdir()
-    lock = take(alive)
-    with staged(tmp_path / "out", overwrite=False, marker="x", flag="--out") as staging:
-        (staging / "x").touch()
-        assert not dead.exists()
-        assert alive.exists()
-        with staged(tmp_path / "out", overwrite=False, marker="x", flag="--out"):
-            assert staging.exists()
-            shutil.rmtree(staging)
-            staging.mkdir()
-    os.close(lock)
 
 
 def test_a_terminated_run_says_how_to_go_on(model, tokens, tmp_path):

@@ -6,14 +6,16 @@ import logging
 from dataclasses import replace
 from itertools import product
 
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import neuroal_jax
 from neuroal_jax.checkpoint import open_checkpoint
 from neuroal_jax.machine.programs import watched_traces
 from neuroal_jax.masks import check_pruned, load_masks, read_masks
-from neuroal_jax.walk import programs
+from neuroal_jax.walk import final, programs
 from neuroal_jax.walk.blocks import Blocks
 from neuroal_jax.walk.perplexity import perplexity
 from tests.conftest import RUN, untraced
@@ -201,22 +203,120 @@ def test_reference_budget_misses_the_target_as_the_released_code_does(llama, tok
     assert result.manifest["options"]["block_lambdas"] == [0.05, 0.2]
 
 
-def test_a_source_with_zeros_still_verifies(make_llama, tokens, tmp_path):
-    import torch
-    from transformers import AutoModelForCausalLM
+@pytest.fixture(scope="module")
+def sparse_llama(make_llama):
+    """A model with zeros: a third of its weights, unevenly, whole rows, half of a linear, negative ones."""
+    model = make_llama(seed=5)
+    tensors = load_file(model / "model.safetensors")
+    rng = np.random.default_rng(0)
+    for name in open_checkpoint(str(model)).prunable():
+        tensors[name][rng.random(tensors[name].shape) < rng.random((len(tensors[name]), 1)) * 0.6] = 0
+    tensors["model.layers.1.mlp.up_proj.weight"][:, ::2] = -0.0
+    tensors["model.layers.0.mlp.up_proj.weight"][3] = 0
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    return model
 
+
+def zeros_in(model):
+    checkpoint = open_checkpoint(str(model))
+    return {name: checkpoint.read(name) == 0 for name in checkpoint.prunable()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pruner": "magnitude", "allocation": "uniform", "sparsity": 0.35},
+        {"pruner": "wanda", "step": "both"},
+        {"pruner": "multiflow", "allocation": "uniform", "refine": "dsnot"},
+        {"pruner": "sparsegpt", "step": "block"},
+    ],
+    ids=lambda options: options["pruner"],
+)
+def test_the_exact_budget_counts_the_zeros_that_are_written(sparse_llama, tokens, tmp_path, options):
     from convert.masks_to_torch import verify
 
-    model = make_llama(seed=5)
-    loaded = AutoModelForCausalLM.from_pretrained(model)
-    with torch.no_grad():
-        loaded.model.layers[1].mlp.up_proj.weight[:, ::2] = 0
-        loaded.model.layers[0].mlp.up_proj.weight[3] = 0
-    loaded.save_pretrained(model)
-    run(model, tokens, tmp_path / "out", sparsity=0.2, allocation="uniform", save_model=str(tmp_path / "model"))
-    kept_zeros = read_masks(tmp_path / "out" / "masks.safetensors").kept_zeros
-    assert kept_zeros["model.layers.1.mlp.up_proj.weight"] > 0
+    before = zeros_in(sparse_llama)
+    sparsity = run(sparse_llama, tokens, tmp_path / "out", save_model=str(tmp_path / "model"), **options).manifest[
+        "sparsity"
+    ]
+    after = zeros_in(tmp_path / "model")
+    assert sparsity["zeros"] == sum(int(zero.sum()) for zero in after.values())
+    assert sparsity["zeros"] == round(sparsity["requested"] * sparsity["prunable"]) == sparsity["pruned"]
+    assert sparsity["source_zeros"] == sum(int(zero.sum()) for zero in before.values()) > 0.3 * sparsity["prunable"]
+    assert all((after[name] | ~zero).all() for name, zero in before.items())  # no zero comes back
+    masks = read_masks(tmp_path / "out" / "masks.safetensors")
+    assert not masks.kept_zeros
+    assert all((masks.mask(name) == ~zero).all() for name, zero in after.items())
+    verify(str(tmp_path / "model"), tmp_path / "out" / "masks.safetensors", load=False)
+
+
+def test_fewer_zeros_than_the_model_has_are_refused_before_anything_is_computed(
+    sparse_llama, tokens, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("neuroal_jax.run.pipeline.compute", None)
+    with pytest.raises(neuroal_jax.UserError, match=r"--sparsity 0.2 leaves \d+ zeros, but \d+ of the model's"):
+        run(sparse_llama, tokens, tmp_path / "out", sparsity=0.2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_budget_on_a_source_with_zeros_tells_both_numbers(sparse_llama, tokens, tmp_path, caplog):
+    from convert.masks_to_torch import verify
+
+    with caplog.at_level(logging.INFO, "neuroal_jax"):
+        options = {"budget": "reference", "allocation": "uniform", "sparsity": 0.2, "pruner": "magnitude"}
+        result = run(sparse_llama, tokens, tmp_path / "out", save_model=str(tmp_path / "model"), **options)
+    sparsity, masks = result.manifest["sparsity"], read_masks(tmp_path / "out" / "masks.safetensors")
+    found = {name: int(zero.sum()) for name, zero in zeros_in(tmp_path / "model").items()}
+    assert sparsity["zeros"] == sum(found.values())
+    assert sparsity["pruned"] == masks.zeros() < sparsity["source_zeros"]
+    assert sparsity["zeros"] - sparsity["pruned"] == sum(masks.kept_zeros.values())
+    assert sparsity["achieved"] == sparsity["zeros"] / sparsity["prunable"]
+    per_linear = result.manifest["zeros_per_linear"]
+    assert {
+        f"model.layers.{number}.{name}.weight": n
+        for number, block in enumerate(per_linear)
+        for name, n in block.items()
+    } == found
+    before = f"of these zeros, {sparsity['source_zeros']} were in the model before; the masks prune {masks.zeros()}"
+    assert before in caplog.text
+    verify(str(tmp_path / "model"), tmp_path / "out" / "masks.safetensors", load=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_below_the_smallest_normal_number_are_no_zeros(make_llama, tokens, tmp_path, dtype):
+    from convert.masks_to_torch import verify
+
+    model = make_llama(dtype=dtype, seed=7)
+    tensors = load_file(model / "model.safetensors")
+    smallest = ml_dtypes.finfo(np.dtype(dtype)).smallest_subnormal
+    rng = np.random.default_rng(0)
+    for name in open_checkpoint(str(model)).prunable():
+        tiny = rng.random(tensors[name].shape) < 0.7
+        tensors[name][tiny] = (rng.integers(1, 90, tiny.sum()) * np.float32(smallest)).astype(dtype)
+        tensors[name][rng.random(tensors[name].shape) < 0.2] = 0
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    options = {"allocation": "uniform", "save_model": str(tmp_path / "model"), "eval": "none"}
+    sparsity = run(model, tokens, tmp_path / "out", sparsity=0.5, **options).manifest["sparsity"]
+    saved, masks = open_checkpoint(str(tmp_path / "model")), load_masks(tmp_path / "out" / "masks.safetensors")
+    zeros = 0
+    for name, mask in masks.items():
+        stored = saved.read(name)
+        zeros += int((stored == 0).sum())
+        expected = np.where(mask, tensors[name], tensors[name].dtype.type(0))
+        np.testing.assert_array_equal(stored.view(np.uint8), expected.view(np.uint8))
+    assert zeros == sparsity["zeros"] == round(0.5 * sparsity["prunable"])
     verify(str(tmp_path / "model"), tmp_path / "out" / "masks.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_an_update_would_round_to_zero_is_stored_as_a_number(dtype):
+    exact = np.float32([[1e-46, -1e-9, 0.5, 0.0, -0.0]])
+    stored = exact.astype(dtype)
+    kept = np.array([[True, True, True, False, True]])
+    final._keep_nonzero(stored, kept, exact)
+    assert ((stored != 0) == kept).all()
+    assert (np.signbit(stored) == np.signbit(exact)).all()
+    assert float(abs(stored[0, 0])) < 1e-7
 
 
 def test_orbax_gives_the_same_masks(llama, tokens, tmp_path, finished):
@@ -286,14 +386,17 @@ def test_overwrite_replaces_a_run_and_keeps_other_files(llama, tokens, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_a_failure_in_the_middle_leaves_nothing(llama, tokens, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing_but_the_state_to_go_on_from(llama, tokens, tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device", str(tmp_path / "out"))
 
-    monkeypatch.setattr("neuroal_jax.run.pipeline.save_masks", fail)
-    with pytest.raises(neuroal_jax.UserError, match="No space left"):
-        run(llama, tokens, tmp_path / "out", save_model=str(tmp_path / "model"), allocation="uniform")
-    assert list(tmp_path.iterdir()) == []
+    options = {"save_model": str(tmp_path / "model"), "allocation": "uniform", "pruner": "magnitude", "eval": "none"}
+    with monkeypatch.context() as patch, pytest.raises(neuroal_jax.UserError, match="No space left"):
+        patch.setattr("neuroal_jax.run.pipeline.save_masks", fail)
+        run(llama, tokens, tmp_path / "out", **options)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.resume"]
+    run(llama, tokens, tmp_path / "out", **options, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "model", ".model.neuroal-files.json"}
 
 
 def test_activations_that_overflow_are_named(make_llama, tokens, tmp_path):

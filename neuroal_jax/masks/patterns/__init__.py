@@ -17,14 +17,20 @@ Shape = tuple[int, int]  # (out, in)
 class Pattern(Protocol):
     """Which weights compete. It owns counting, how many of each set of competitors go, and selecting. Hashable."""
 
-    def split(self, sparsity: "float | np.ndarray", shape: Shape, total: int) -> "Quota":
+    def split(
+        self, sparsity: "float | np.ndarray", shape: Shape, total: int, least: "np.ndarray | None" = None
+    ) -> "Quota":
         """How many go of every set of competitors, `total` in all.
 
         Args:
             sparsity: Of the linear, or of each of its rows.
             shape: `(out, in)` of the linear.
             total: Sum of the result.
+            least: How many go of every set at least; by default none.
         """
+
+    def count(self, packed: "np.ndarray", shape: Shape) -> "np.ndarray":
+        """How many bits are set in every set of competitors, of bits that are packed along the input axis."""
 
     def round_down(self, sparsity: "float | np.ndarray", shape: Shape) -> "Quota":
         """The released code's numbers; raises UserError where it has none for such an allocation."""

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks.patterns import Shape
 from neuroal_jax.numerics.rounding import largest_remainder
-from neuroal_jax.numerics.selection import TIES_ALL, Quota, select_smallest
+from neuroal_jax.numerics.selection import TIES_ALL, Quota, select_smallest, zeros_first
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,17 @@ class ColumnGroups:
         out, width = shape
         return np.array([out * min(self.size, width - start) for start in range(0, width, self.size)])
 
-    def split(self, sparsity: float | np.ndarray, shape: Shape, total: int) -> Quota:
+    def split(self, sparsity: float | np.ndarray, shape: Shape, total: int, least: np.ndarray | None = None) -> Quota:
         """In proportion to the groups' sizes, whatever the rows' sparsities."""
         del sparsity
         sizes = self.sizes(shape)
-        return Quota(largest_remainder(sizes * (total / sizes.sum()), total, sizes).astype(np.int32))
+        return Quota(largest_remainder(sizes * (total / sizes.sum()), total, sizes, least).astype(np.int32))
+
+    def count(self, packed: np.ndarray, shape: Shape) -> np.ndarray:
+        """Of each group."""
+        width = shape[1]
+        of_columns = np.unpackbits(packed, axis=1, count=width).sum(axis=0, dtype=np.int64)
+        return np.add.reduceat(of_columns, np.arange(0, width, self.size))
 
     def round_down(self, sparsity: float | np.ndarray, shape: Shape) -> Quota:
         """Everything up to the sorted score number `int(size * s)` goes, that score and its equals included.
@@ -46,6 +52,7 @@ class ColumnGroups:
     def select(self, scores: Float[Array, "out in"], quota: Quota) -> Bool[Array, "out in"]:
         """Marks the lowest scores of each group; of equal ones, those of the upper rows first."""
         out, width = scores.shape
+        scores = zeros_first(scores, quota)
         padded = jnp.pad(scores, ((0, 0), (0, -width % self.size)), constant_values=jnp.inf)
         groups = padded.reshape(out, -1, self.size).transpose(1, 0, 2)
         chosen = select_smallest(groups.reshape(len(groups), -1), quota)

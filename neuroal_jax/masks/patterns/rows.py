@@ -7,20 +7,28 @@ from jaxtyping import Array, Bool, Float
 
 from neuroal_jax.masks.patterns import Shape
 from neuroal_jax.numerics.rounding import largest_remainder
-from neuroal_jax.numerics.selection import TIES_HIGH, Quota, select_smallest
+from neuroal_jax.numerics.selection import TIES_HIGH, Quota, select_smallest, zeros_first
 
 
 @dataclass(frozen=True)
 class Rows:
     """Every row competes alone: one number a row."""
 
-    def split(self, sparsity: float | np.ndarray, shape: Shape, total: int) -> Quota:
+    def split(self, sparsity: float | np.ndarray, shape: Shape, total: int, least: np.ndarray | None = None) -> Quota:
         """In proportion to the rows' sparsities; equal numbers where they are one, the first rows take what is left."""
         out, width = shape
         if isinstance(sparsity, np.ndarray):
-            return Quota(largest_remainder(sparsity * width, total, [width] * out).astype(np.int32))
+            return Quota(largest_remainder(sparsity * width, total, [width] * out, least).astype(np.int32))
         each, left = divmod(total, out)
-        return Quota((each + (np.arange(out) < left)).astype(np.int32))
+        equal = each + (np.arange(out) < left)
+        if least is not None and np.any(equal < least):
+            equal = largest_remainder(np.full(out, total / out), total, [width] * out, least)
+        return Quota(equal.astype(np.int32))
+
+    def count(self, packed: np.ndarray, shape: Shape) -> np.ndarray:
+        """Of each row."""
+        del shape
+        return np.bitwise_count(packed).sum(axis=1, dtype=np.int64)
 
     def round_down(self, sparsity: float | np.ndarray, shape: Shape) -> Quota:
         """One number for a linear: `int(in * s)` go from each row.
@@ -36,7 +44,7 @@ class Rows:
 
     def select(self, scores: Float[Array, "out in"], quota: Quota) -> Bool[Array, "out in"]:
         """Marks the lowest scores of each row."""
-        return select_smallest(scores, quota)
+        return select_smallest(zeros_first(scores, quota), quota)
 
 
 def make(size: int | None) -> Rows:

@@ -34,7 +34,7 @@ function draw() {
 function compare(a, b) {
   const x = a.dataset.value, y = b.dataset.value;
   if (!x || !y) return null;
-  const numbers = [Number(x), Number(y)];
+  const numbers = [x, y].map((text) => Number(text === "inf" ? "Infinity" : text));
   return numbers.some(Number.isNaN) ? x.localeCompare(y) : numbers[0] - numbers[1];
 }
 

@@ -1,0 +1,192 @@
+"""config.json files as they are published, every key kept, sizes shrunk: what transformers computes of them."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neuroal_jax import UserError, load_model
+from neuroal_jax.models import family_of
+from tests.conftest import save_random_weights
+from tests.models.test_families import torch_states
+
+CONFIGS = json.loads((Path(__file__).parents[1] / "data" / "configs.json").read_text())
+VOCABULARY, POSITIONS, BLOCKS, HEADS = 128, 32, 2, 4
+TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, (2, 40))  # longer than the context: `dynamic` scaling counts
+# Not their own sizes, so that few shapes are compiled.
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "ffn_dim": 56,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": HEADS,
+    "max_position_embeddings": POSITIONS,
+    "sliding_window": 11,
+    "max_window_layers": 1,
+}
+
+
+def shrunk(config):
+    """A config of a tiny model; all that is no size stays as it is."""
+    small = {key: SIZES[key] if key in SIZES and value is not None else value for key, value in config.items()}
+    tokens = [key for key, value in config.items() if key.endswith("_token_id") and isinstance(value, int)]
+    small |= {key: config[key] % VOCABULARY for key in tokens}
+    if config.get("num_key_value_heads"):
+        share = config["num_key_value_heads"] / config["num_attention_heads"]
+        small["num_key_value_heads"] = HEADS if share == 1 else 2 if share > 1 / 8 else 1
+    if config.get("head_dim"):
+        small["head_dim"] = 8 if config["head_dim"] * config["num_attention_heads"] == config["hidden_size"] else 12
+    if config["model_type"] == "phi":
+        small["hidden_size"] = 20 * HEADS  # a share of 0.4 is rotated
+    if config["model_type"] == "opt":
+        small["max_position_embeddings"] = 64  # a table, whose length no text exceeds
+        small["word_embed_proj_dim"] = 32 if config["word_embed_proj_dim"] == config["hidden_size"] else 20
+    for key in ("rope_scaling", "rope_parameters"):
+        if "original_max_position_embeddings" in (config.get(key) or {}):
+            small[key] = config[key] | {"original_max_position_embeddings": 16}
+    return small
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_published_config_gives_the_logits_of_transformers(tmp_path, config):
+    save_random_weights(tmp_path, shrunk(config))
+    _, expected = torch_states(tmp_path, TOKENS)
+    np.testing.assert_allclose(load_model(str(tmp_path))(TOKENS), expected, atol=1e-4)
+
+
+def without(config, *keys):
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+LLAMA = without(shrunk(CONFIGS["Llama-3.1-8B-Instruct"]), "rope_scaling")
+QWEN, MISTRAL = shrunk(CONFIGS["Qwen2-0.5B"]), shrunk(CONFIGS["Mistral-7B-v0.1"])
+GEMMA, PHI, OPT = shrunk(CONFIGS["gemma-7b-it"]), shrunk(CONFIGS["phi-2"]), shrunk(CONFIGS["opt-125m"])
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+FULL, SLIDING = "full_attention", "sliding_attention"
+ODD = {
+    "linear": LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 2.5}},
+    "dynamic": LLAMA | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "rope_theta": 10000.0},
+    "dynamic, short text": LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 4}, "max_position_embeddings": 64},
+    "yarn": QWEN | {"rope_scaling": YARN},
+    "yarn, no original length": QWEN | {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+    "yarn, the original length outside": QWEN | {"rope_scaling": YARN, "original_max_position_embeddings": 8},
+    "yarn, attention factor": QWEN | {"rope_scaling": YARN | {"attention_factor": 1.3}},
+    "yarn, betas": QWEN | {"rope_scaling": YARN | {"beta_fast": 8, "beta_slow": 2}},
+    "yarn, mscale": QWEN | {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 1.0}, "rope_theta": 100.0},
+    "yarn, not truncated": QWEN | {"rope_scaling": YARN | {"truncate": False}},
+    "yarn, both places": QWEN | {"rope_scaling": YARN, "rope_parameters": YARN | {"rope_theta": 1e6}},
+    "linear phi": PHI | {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    "yarn phi": PHI | {"rope_scaling": YARN, "partial_rotary_factor": 0.5},
+    "values of another rotation": LLAMA | {"rope_scaling": {"rope_type": "default", "factor": 8.0, "mscale": 2.0}},
+    "an unused share of the rotation": LLAMA | {"partial_rotary_factor": 0.5},
+    "gemma without activation": without(GEMMA, "hidden_act", "hidden_activation"),
+    "gemma with another activation": GEMMA | {"hidden_act": "silu"},
+    "gemma, activation under the other name": without(GEMMA, "hidden_act") | {"hidden_activation": "gelu"},
+    "qwen with windows": QWEN | {"use_sliding_window": True},
+    "qwen with a window everywhere": QWEN | {"use_sliding_window": True, "max_window_layers": 0},
+    "qwen with windows of no block": QWEN | {"use_sliding_window": True, "max_window_layers": 2},
+    "qwen with windows by layer type": QWEN | {"use_sliding_window": True, "layer_types": [SLIDING, FULL]},
+    "mistral without the attribute of its window": without(MISTRAL, "sliding_window"),
+    "mistral with layer types": MISTRAL | {"layer_types": [FULL, SLIDING], "head_dim": 8},
+    "mistral, no layer has its window": MISTRAL | {"layer_types": [FULL, FULL], "head_dim": 8},
+    "llama with layer types": LLAMA | {"layer_types": [FULL, FULL]},
+    "llama with a window that it does not read": LLAMA | {"sliding_window": 3, "use_sliding_window": True},
+    "causal, not two-directional": GEMMA | {"is_causal": True, "use_bidirectional_attention": False},
+    "attributes of other models": LLAMA | {"logits_scaling": 9.0, "embedding_multiplier": 3, "qk_layernorm": True},
+    "dropout": LLAMA | {"attention_dropout": 0.5, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "neftune_noise_alpha": 5},
+    "tied by default": without(OPT, "tie_word_embeddings"),
+    **{f"activation {name}": LLAMA | {"hidden_act": name} for name in ("quick_gelu", "relu2", "mish", "gelu_python")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", ODD.values(), ids=ODD)
+def test_an_odd_config_gives_the_logits_of_transformers(tmp_path, config):
+    save_random_weights(tmp_path, config)
+    _, expected = torch_states(tmp_path, TOKENS)
+    np.testing.assert_allclose(load_model(str(tmp_path))(TOKENS), expected, atol=1e-4)
+
+
+REFUSED = {
+    "attention in both directions": (LLAMA | {"is_causal": False}, "is_causal=False"),
+    "a causality that is null": (LLAMA | {"is_causal": None}, "is_causal=None"),
+    "gemma in both directions": (GEMMA | {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+    "quantised": (LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config="),
+    "quantised somehow": (LLAMA | {"quantization_config": {}}, "quantization_config={}"),
+    "other weights": (LLAMA | {"transformers_weights": "other.safetensors"}, "transformers_weights="),
+    "another config": (LLAMA | {"configuration_files": ["config.4.0.0.json"]}, "configuration_files="),
+    "a config per layer": (LLAMA | {"per_layer_config": {"0": {"num_key_value_heads": 1}}}, "per_layer_config="),
+    "fused modules": (LLAMA | {"fusion_config": {"a": 1}}, "fusion_config="),
+    "attributes that stand for others": (LLAMA | {"attribute_map": {"rms_norm_eps": "rope_theta"}}, "attribute_map="),
+    "a method's name": (LLAMA | {"standardize_rope_params": 1}, "standardize_rope_params=1"),
+    "a model inside": (LLAMA | {"text_config": {"model_type": "llama"}}, "text_config="),
+    "windows that it does not have": (LLAMA | {"layer_types": [SLIDING, FULL]}, "layer_types has sliding_attention"),
+    "chunked attention": (LLAMA | {"layer_types": ["chunked_attention"] * 2}, "layer_types .* expected 2 of"),
+    "layer types of another depth": (QWEN | {"layer_types": [FULL]}, "layer_types .* expected 2 of"),
+    "layer types without a window": (QWEN | {"layer_types": [SLIDING] * 2}, "no sliding_window is set"),
+    "two activations": (GEMMA | {"hidden_activation": "relu"}, "hidden_activation 'relu' and hidden_act 'gelu' differ"),
+    "two rotations": (
+        QWEN | {"rope_scaling": YARN, "rope_parameters": {"rope_type": "default"}},
+        "rope_scaling and rope_parameters contradict each other: .*rope_type 'yarn' and 'default'",
+    ),
+    "two factors": (
+        QWEN | {"rope_scaling": YARN, "rope_parameters": YARN | {"factor": 2.0}},
+        "contradict each other: factor 4.0 and 2.0",
+    ),
+    "two types in one": (QWEN | {"rope_scaling": YARN | {"rope_type": "linear"}}, "type 'yarn' and rope_type 'linear'"),
+    "two thetas": (QWEN | {"rope_parameters": {"rope_theta": 5.0}}, "rope_theta is 1000000.0, but 5.0"),
+    "an unknown rotation": (LLAMA | {"rope_scaling": {"type": "mrope"}}, "rope scaling type 'mrope' is not supported"),
+    "a share of a scaled rotation": (
+        LLAMA | {"partial_rotary_factor": 0.5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        "partial_rotary_factor is not supported",
+    ),
+    "a rotation per layer type": (
+        QWEN | {"rope_parameters": {FULL: {"rope_type": "default"}}}, "rope_parameters has full_attention="
+    ),
+    "yarn without a factor": (QWEN | {"rope_scaling": {"type": "yarn"}}, "factor is missing.* 'yarn'"),
+    "yarn that overflows": (QWEN | {"rope_scaling": YARN | {"beta_fast": 1e30}}, "beta_fast is 1e[+]30"),
+    "another task": (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, "architectures .* not supported"),
+    "another model's class": (LLAMA | {"architectures": ["MistralForCausalLM"]}, "architectures .* not supported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_changes_numbers_is_refused_by_name(config, message):
+    with pytest.raises(UserError, match=message):
+        family_of(config).parse_config(config)
+
+
+def test_code_that_a_config_names_is_not_used_and_said_to_be_so(caplog):
+    code = {
+        "auto_map": {"AutoModelForCausalLM": "evil.Model"},
+        "custom_pipelines": {"x": {"impl": "evil.P"}},
+        "attn_implementation": "kernels-community/flash-attn",
+    }
+    family_of(LLAMA | code).parse_config(LLAMA | code)
+    for key in code:
+        assert f"{key} names code outside of transformers: it is not used" in caplog.text
+    caplog.clear()
+    family_of(LLAMA).parse_config(LLAMA | {"attn_implementation": "sdpa", "auto_map": None})
+    assert not caplog.records
+
+
+def test_a_number_that_transformers_does_not_read_is_ignored_and_said_to_be_so(caplog):
+    with caplog.at_level(logging.WARNING):
+        config = LLAMA | {"attention_multiplier": 2.0, "temperature": 0.6, "is_llama_config": True, "odd\x1b[2J": 1}
+        family_of(config).parse_config(config)
+    assert "attention_multiplier=2.0; odd\\x1b[2J=1: ignored" in caplog.text
+    assert "temperature" not in caplog.text
+
+
+def test_most_configs_are_read_without_importing_transformers():
+    import subprocess
+    import sys
+
+    program = (
+        "import json, sys\nfrom neuroal_jax.models import family_of\n"
+        "config = json.loads(sys.argv[1])\nfamily_of(config).parse_config(config)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, json.dumps(CONFIGS["Llama-2-7b-hf"])], check=True, timeout=60)
