@@ -148,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"{', '.join(TEXTS)}, or files as for --eval of the pruner; wikitext2=FILE treats a local file as "
         f"the text of that name (default: {','.join(PAPER_TEXTS)}; demo for the demo model)",
     )
+    parser.add_argument("--text-column", metavar="NAME", help="column of the text in files, as for the pruner")
     parser.add_argument(
         "--seqlen", type=partial(positive, "seqlen"), help="tokens per window (default: 2048; 128 for demo)"
     )
@@ -167,11 +168,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         UserError: If the model, the masks or a text cannot be used, or `--out` not be written.
     """
     from neuroal_jax.checkpoint.opened import open_checkpoint
-    from neuroal_jax.data.sources import files_of
+    from neuroal_jax.data.sources import check_text_column, files_of
     from neuroal_jax.files.protection import Inputs
     from neuroal_jax.files.writing import new_json
 
     texts = sources(options.text or ("demo" if options.model == "demo" else ",".join(PAPER_TEXTS)))
+    check_text_column(texts, options.text_column)
     checkpoint = open_checkpoint(options.model)
     inputs = Inputs(("--model", checkpoint.path), ("--masks", options.masks), *files_of("--text", texts))
     with new_json(options.out, format=FORMAT, overwrite=options.overwrite, inputs=inputs) as write:
@@ -184,7 +186,8 @@ def _measure(options: argparse.Namespace, checkpoint: "Checkpoint", names: list[
     from neuroal_jax.data.windows import read_evaluations, reader_for
     from neuroal_jax.run.manifest import describe_windows, versions
 
-    evaluations = read_evaluations(reader_for(checkpoint, options.model, options.seqlen), names, "--text")
+    reader = reader_for(checkpoint, options.model, options.seqlen, options.text_column)
+    evaluations = read_evaluations(reader, names, "--text")
     perplexity = BACKENDS[options.backend](options.model, options.dtype, options.masks)
     texts: dict[str, Any] = {}
     for name, windows in evaluations.items():

@@ -1,14 +1,16 @@
 """lm-eval's tasks with rows from local files. Prompts, targets and metrics stay lm-eval's own.
 
-A task's file is `TASK.*.jsonl`, `.jsonl.gz`, `.json` or `.parquet` (`TASK.jsonl` too). Its rows serve as the split that
-the task evaluates, under the columns that its data set has on the Hub, or in one of `LAYOUTS`. Which columns those are
-is found by rendering prompts with lm-eval's definition of the task; no list of them is kept here.
+A task's file is `TASK.*.jsonl`, `.json` or `.parquet` (`TASK.jsonl` too), the first two also compressed. Its rows
+serve as the split that the task evaluates, under the columns that its data set has on the Hub, or in one of `LAYOUTS`.
+Which columns those are is found by rendering prompts with lm-eval's definition of the task; no list of them is kept
+here.
 """
 
 import hashlib
+import math
 import re
-import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
@@ -16,15 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
-from pyarrow import parquet
 
 from neuroal_jax.errors import UserError
-from neuroal_jax.files.reading import allowed_size, open_text, parse_json
+from neuroal_jax.files.rows import RowError, json_rows, kept, parquet_rows
+from neuroal_jax.files.text import COMPRESSIONS, KINDS, UNREADABLE, kind_of
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+_JSON = [suffix for suffix, kind in KINDS.items() if kind == "json"]
+SUFFIXES = (
+    *(suffix for suffix, kind in KINDS.items() if kind in ("json", "parquet")),
+    *(suffix + compressed for suffix in _JSON for compressed in COMPRESSIONS),
+)
 Row = dict[str, Any]
 
 
@@ -131,7 +136,10 @@ def _from_file(name: str, directory: Path) -> Loaded:
     rows = _read(file)
     rows, processed = _convert(LAYOUTS.get(name), rows)
     build = _Builder(name, definition, split, processed)
-    _check_columns(rows, _needed_columns(build, rows))
+    needed = _needed_columns(build, rows)
+    _check_columns(rows, needed)
+    _check_types(rows, needed)
+    _check_class_numbers(build, rows, needed)
     try:
         task = build(rows.rows)
     except Exception as error:  # a value that Arrow or the task's process_docs does not take
@@ -146,13 +154,11 @@ def _from_file(name: str, directory: Path) -> Loaded:
 
 
 def _find(name: str, directory: Path) -> Path:
-    files = sorted(
-        path
-        for path in directory.iterdir()
-        if path.name.startswith(f"{name}.") and path.name.endswith(SUFFIXES) and path.is_file()
-    )
+    named = sorted(path for path in directory.iterdir() if path.name.startswith(f"{name}.") and path.is_file())
+    files = [path for path in named if path.name.lower().endswith(SUFFIXES)]
     if not files:
-        raise UserError(f"--task-data {directory} holds no {name}.*.jsonl (nor {', '.join(SUFFIXES[1:])})")
+        others = f"; {named[0].name} is none" if named else ""
+        raise UserError(f"--task-data {directory} holds no {name}.*.jsonl (nor .jsonl.gz, .json, .parquet{others})")
     if len(files) > 1:
         found = ", ".join(path.name for path in files)
         raise UserError(f"--task-data {directory} holds several files for {name}: {found}: keep one")
@@ -161,49 +167,17 @@ def _find(name: str, directory: Path) -> Path:
 
 def _read(file: Path) -> _Rows:
     try:
-        if file.suffix == ".parquet":
-            numbered, unit = list(enumerate(_parquet_rows(file), 1)), "row"
-        else:
-            numbered, unit = _parse_json(file)
-    except UserError:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error, pyarrow.ArrowException) as error:
+        numbered = list(kept(parquet_rows(file) if kind_of(file) == "parquet" else json_rows(file), file))
+    except RowError as error:
+        raise UserError(f"{file}: {error.place} is no JSON ({error.reason})") from error
+    except UNREADABLE as error:
         raise UserError(f"{file} cannot be read ({_reason(error)})") from error
     if not numbered:
         raise UserError(f"{file} holds no rows")
-    places = [f"{unit} {number}" for number, _ in numbered]
-    for place, (_, row) in zip(places, numbered, strict=True):
+    for place, row in numbered:
         if not isinstance(row, dict):
             raise UserError(f"{file}: {place} is a {type(row).__name__}, expected an object of columns")
-    return _Rows(file, [row for _, row in numbered], places)
-
-
-def _parquet_rows(file: Path) -> list[Any]:
-    """All rows; raises ValueError once they take more than a table of the file's size may."""
-    rows, left = [], allowed_size(file)
-    with parquet.ParquetFile(file) as table:
-        for batch in table.iter_batches(batch_size=256):
-            left -= batch.nbytes
-            if left < 0:
-                raise ValueError("it expands to far more than text does")
-            rows.extend(batch.to_pylist())
-    return rows
-
-
-def _parse_json(file: Path) -> tuple[list[tuple[int, Any]], str]:
-    with open_text(file) as stream:
-        text = stream.read()
-    if text.lstrip().startswith("["):
-        return list(enumerate(_json(file, "its array", text), 1)), "item"
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return [(number, _json(file, f"line {number}", line)) for number, line in lines], "line"
-
-
-def _json(file: Path, place: str, text: str) -> Any:
-    try:
-        return parse_json(text)
-    except ValueError as error:
-        raise UserError(f"{file}: {place} is no JSON ({error})") from error
+    return _Rows(file, [row for _, row in numbered], [place for place, _ in numbered])
 
 
 def _convert(layout: Layout | None, rows: _Rows) -> tuple[_Rows, bool]:
@@ -267,6 +241,53 @@ class _Builder:
         return task
 
 
+def _check_types(rows: _Rows, needed: Collection[str]) -> None:
+    """Raises UserError for the first value of another type than most others of its needed column.
+
+    Datasets would make them alike without a word, `true` and 0.0 of the numbers 1 and 0.
+    """
+    for column in needed:
+        found = [list(dict.fromkeys(_types(row[column], column))) for row in rows.rows]
+        counts = Counter(pair for pairs in found for pair in pairs)
+        usual: dict[str, str] = {}
+        for part, kind in sorted(counts, key=lambda pair: -counts[pair]):
+            usual.setdefault(part, kind)
+        for place, pairs in zip(rows.places, found, strict=True):
+            for part, kind in pairs:
+                if kind != usual[part]:
+                    raise UserError(f"{rows.file}: {place} holds a {kind} in column {part!r}, the others {usual[part]}")
+
+
+def _types(value: Any, part: str) -> Iterator[tuple[str, str]]:
+    """The types in a value, each with the part of the column that has it."""
+    yield part, type(value).__name__
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _types(item, f"{part}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _types(item, f"{part}[]")
+
+
+def _check_class_numbers(build: _Builder, rows: _Rows, needed: Collection[str]) -> None:
+    """Raises UserError for a column of booleans or decimal numbers that the task takes for whole ones, as Python does.
+
+    It does if nothing changes when the whole number stands in its place; in a prompt, `True` and `1` differ.
+    """
+    first = rows.rows[0]
+    task = build([first])
+    rendered = _render(task, task.eval_docs[0])
+    for column in needed:
+        value = first[column]
+        if not isinstance(value, bool | float) or not math.isfinite(value):
+            continue
+        if not _differs(build, {**first, column: int(value)}, None, rendered):
+            raise UserError(
+                f"{rows.file}: {rows.places[0]} holds {value!r} in column {column!r}, "
+                f"a {type(value).__name__}, where the task {build.name} takes whole numbers"
+            )
+
+
 def _needed_columns(build: _Builder, rows: _Rows) -> list[str]:
     """The first row's columns without which lm-eval would ask or expect something else of it.
 
@@ -291,9 +312,9 @@ def _needed_columns(build: _Builder, rows: _Rows) -> list[str]:
     return [column for column in first if _differs(build, first, column, rendered)]
 
 
-def _differs(build: _Builder, row: Row, column: str, rendered: Any) -> bool:
+def _differs(build: _Builder, row: Row, without: str | None, rendered: Any) -> bool:
     try:
-        task = build([{name: value for name, value in row.items() if name != column}])
+        task = build([{name: value for name, value in row.items() if name != without}])
         return bool(_render(task, task.eval_docs[0]) != rendered)
     except Exception:  # as above: the task cannot do without
         return True

@@ -43,6 +43,11 @@ class SafetensorsSource:
                     )
                 self.infos[name] = TensorInfo(tuple(entry["shape"]), entry["dtype"])
                 self._places[name] = (file, start + entry["data_offsets"][0])
+        for name in sorted(self.infos.keys() - index.keys()) if index else []:
+            file = self._places[name][0]
+            raise UserError(
+                f"{directory / INDEX} does not list tensor {name}, which {file.path.name} holds: download it again"
+            )
         for name, shard in sorted(index.items()):
             if name not in self.infos:
                 raise UserError(f"{directory / INDEX} lists tensor {name}, which no file holds: download it again")

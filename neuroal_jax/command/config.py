@@ -114,8 +114,14 @@ class PruneConfig(OptionsOfMethods):
     calib: str = _option(
         AUTO,
         "data",
-        f"calibration text: {', '.join(TEXTS)}, or a file (.txt and .jsonl, also .gz; .parquet; "
+        f"calibration text: {', '.join(TEXTS)}, or a file (.txt, .jsonl, .json, .csv, also compressed; .parquet; "
         ".npy or .npz of token ids); auto: c4, or demo for the demo model",
+    )
+    text_column: str | None = _option(
+        None,
+        "data",
+        "column that holds the text in .jsonl, .json, .csv and .parquet files, or conversations, which the tokenizer's "
+        "chat template makes text of (default: text, or else messages or conversations)",
     )
     nsamples: int = _option(128, "data", "calibration sequences")
     search_samples: int = _option(8, "data", "of these, how many the search uses", affects="search")
@@ -166,6 +172,7 @@ class PruneConfig(OptionsOfMethods):
             "eval": _source("eval", self.eval, "demo" if demo else "wikitext2"),
             "nsamples": values.positive("nsamples", self.nsamples),
             "search_samples": values.positive("search_samples", self.search_samples),
+            "text_column": values.optional(values.name, "text_column", self.text_column),
             "seqlen": values.optional(values.positive, "seqlen", self.seqlen),
             "seed": values.whole("seed", self.seed, low=0),
             "compilation_cache": values.text("compilation_cache", self.compilation_cache),

@@ -57,6 +57,13 @@ def text(name: str, value: Any) -> str:
     return os.path.expanduser(value)
 
 
+def name(name: str, value: Any) -> str:
+    """A name of something in a file."""
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{flag(name)} is {value!r}, expected a name")
+    return value
+
+
 def path_to(name: str, value: Any) -> Path:
     """A path; as the type of a flag of argparse, with its `name` given."""
     return Path(text(name, value))

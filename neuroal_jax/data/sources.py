@@ -31,34 +31,59 @@ def files_of(flag: str, sources: Sequence[str]) -> list[tuple[str, str | None]]:
     return [(flag, name_and_file(source)[1]) for source in sources]
 
 
-def check_sources(calibration: str, evaluations: Sequence[str]) -> None:
-    """Raises UserError for a text that is neither a data set nor a file."""
+def check_sources(calibration: str, evaluations: Sequence[str], text_column: str | None = None) -> None:
+    """Raises UserError for a text that is neither a data set nor a file, and for a column where no file is read."""
+    check_text_column([calibration, *evaluations], text_column)
     check_exists(calibration, f"--calib {calibration}")
     for source in evaluations:
         check_exists(source, f"--eval {source}")
 
 
+def check_text_column(sources: Sequence[str], text_column: str | None) -> None:
+    """Raises UserError for a column where no local text is read."""
+    files = [file for _, file in map(name_and_file, sources) if file is not None]
+    if text_column is not None and all(map(is_token_file, files)):
+        raise UserError(f"--text-column {text_column} has no effect: no text is read from a file")
+
+
 def check_exists(source: str, flag: str) -> None:
     """Raises UserError, which begins with `flag`, for a text that is neither a data set nor a file."""
     name, file = name_and_file(source)
+    if file is not None and os.path.isdir(file):
+        raise UserError(f"{flag}: is a directory, {_advice(Path(file))}")
+    if file is not None and os.path.exists(file) and not os.path.isfile(file):
+        raise UserError(f"{flag}: is no regular file: write its content into one")
     if file is not None and not os.path.isfile(file):
         raise UserError(f"{flag}: no such file" + ("" if name else f", and not one of {', '.join(TEXTS)}"))
     if name and file and is_token_file(file):
         raise UserError(f"{flag}: {name}= is for text, whose rules it sets: name the token file alone")
 
 
-def load_text(source: str, split: str, flag: str) -> Text:
-    """The text of a source; `split` is `train` or `test`, which a file alone does not have.
+def _advice(directory: Path) -> str:
+    """What to do with a directory."""
+    if any((directory / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        return "which datasets wrote: load_from_disk(DIRECTORY), then to_parquet(FILE) of a split, makes a file of it"
+    return "expected a file: name one of its files, or join them"
+
+
+def load_text(source: str, split: str, flag: str, text_column: str | None = None) -> Text:
+    """The text of a source.
+
+    Args:
+        source: As the user named it.
+        split: `train` or `test`, which a file alone does not have.
+        flag: What messages begin with.
+        text_column: Holds the text in files that have columns; None: the usual one.
 
     Raises:
         UserError: If it cannot be had, or is empty. The message begins with `flag`.
     """
     name, file = name_and_file(source)
     try:
-        text = read_text(Path(source)) if name is None else _known_text(name, file, split)
+        text = read_text(Path(source), text_column) if name is None else _known_text(name, file, split, text_column)
     except UserError as error:
         raise UserError(f"{flag}: {error}") from error
-    if not any(document.strip() for document in text.documents):
+    if text.is_blank():
         raise UserError(f"{flag}: holds no text")
     return text
 
@@ -69,15 +94,17 @@ def evaluation_windows(source: str) -> int | None:
     return TEXTS[name].evaluation_windows if name else None
 
 
-def _known_text(name: str, file: str | None, split: str) -> Text:
+def _known_text(name: str, file: str | None, split: str, text_column: str | None) -> Text:
     code = TEXTS.module(name)
-    rows = code.rows(split, TEXTS[name].column) if file is None else _file_rows(name, Path(file))
+    rows = code.rows(split, TEXTS[name].column) if file is None else _file_rows(name, Path(file), text_column)
     return code.text(rows, split)
 
 
-def _file_rows(name: str, path: Path) -> Sequence[str]:
+def _file_rows(name: str, path: Path, text_column: str | None) -> Sequence[str]:
     """A local file's rows, as the data set on the Hub has them."""
-    text = read_text(path, TEXTS[name].column)
+    text = read_text(path, text_column, TEXTS[name].column)
+    if text.chats:
+        raise UserError(f"holds conversations: {name}= is for text, whose rules it sets; name the file alone")
     if not text.joined:
         return text.documents
     row = getattr(TEXTS.module(name), "row", None)

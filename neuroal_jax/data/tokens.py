@@ -17,7 +17,7 @@ _HOPELESS = 20_000  # documents tried without finding a single one that is long 
 
 def is_token_file(source: str) -> bool:
     """Whether a source is NumPy's, by its name."""
-    return source.endswith((".npy", ".npz"))
+    return source.lower().endswith((".npy", ".npz"))
 
 
 def load_tokens(path: Path, role: str, flag: str) -> np.ndarray:
@@ -28,7 +28,7 @@ def load_tokens(path: Path, role: str, flag: str) -> np.ndarray:
     """
     try:
         with open_plain(path) as file:  # NumPy leaves a file open that it opened itself and found damaged
-            _check_expansion(file, allowed_size(path))
+            _check_directory(file, allowed_size(path))
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 ids = loaded
@@ -50,11 +50,15 @@ def load_tokens(path: Path, role: str, flag: str) -> np.ndarray:
     return ids
 
 
-def _check_expansion(file: BinaryIO, allowed: int) -> None:
-    """Raises ValueError if an .npz file's directory, beyond which nothing is read, holds more than `allowed` bytes."""
+def _check_directory(file: BinaryIO, allowed: int) -> None:
+    """Raises ValueError if an .npz file's directory, beyond which nothing is read, is ambiguous or holds too much."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
+            names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
+        double = next((name for name in names if names.count(name) > 1), None)
+        if double is not None:
+            raise ValueError(f"two members are called {double!r}")
         if size > allowed:
             raise ValueError(f"{size} bytes in a file that may hold {allowed}")
     file.seek(0)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from neuroal_jax.data.reading import Text
 from neuroal_jax.data.sources import check_exists, evaluation_windows, label, load_text
-from neuroal_jax.data.tokenizer import Tokenizer, load_tokenizer
+from neuroal_jax.data.tokenizer import Tokenizer, load_chat_tokenizer, load_tokenizer
 from neuroal_jax.data.tokens import check_ids, cut, is_token_file, load_tokens, sample
 from neuroal_jax.errors import UserError
 
@@ -69,6 +70,7 @@ class Reader:
         default_seqlen: Tokens per window where neither the user nor a 2-D token file says.
         bos_every_window: Whether every window of a text begins with BOS, not only the text (Gemma). Token files are
             taken as they are.
+        text_column: Holds the text in files that have columns; None: the usual one.
     """
 
     model: Path
@@ -77,6 +79,7 @@ class Reader:
     seqlen: int | None
     default_seqlen: int = DEFAULT_SEQLEN
     bos_every_window: bool = False
+    text_column: str | None = None
 
     def calibration(self, source: str, samples: int, seed: int) -> Windows:
         """Samples windows: with Python's `random.seed(seed)`, a document and then a start in it, `samples` times.
@@ -97,12 +100,12 @@ class Reader:
             seqlen = self._length()
             return Windows(sample([lambda: ids], samples, seqlen, seed, flag, joined=True), source)
         seqlen = self._length()
-        text = load_text(source, "train", flag)
-        tokenizer = load_tokenizer(self.model, without_bos=self.bos_every_window)
-        documents = [partial(tokenizer.encode, document) for document in text.documents]
+        text = load_text(source, "train", flag, self.text_column)
+        tokenizer = self._tokenizer(text, flag)
+        documents = [partial(tokenizer.read, document) for document in text.documents]
         length = seqlen - self.bos_every_window
         ids = sample(documents, samples, length, seed, flag, joined=text.joined)
-        return self._windows(ids, source, flag, tokenizer)
+        return self._windows(ids, source, flag, text, tokenizer)
 
     def evaluation(self, source: str, flag: str = "--eval") -> Windows:
         """Cuts a text into windows that do not overlap, dropping the tail; a 2-D array is used as it is.
@@ -121,19 +124,27 @@ class Reader:
                 return Windows(ids, source)
             return Windows(cut(ids, self._length(), flag), source)
         seqlen = self._length()
-        text = load_text(source, "test", flag)
-        tokenizer = load_tokenizer(self.model, without_bos=self.bos_every_window)
-        whole = " ".join(text.documents)
+        text = load_text(source, "test", flag, self.text_column)
+        tokenizer = self._tokenizer(text, flag)
+        whole = ("" if text.chats else " ").join(map(tokenizer.render, text.documents))
         ids = tokenizer.encode(whole)
         most = evaluation_windows(source)
         if most is not None:
             ids = ids[: most * seqlen]
-        windows = self._windows(cut(ids, seqlen - self.bos_every_window, flag), source, flag, tokenizer)
+        windows = self._windows(cut(ids, seqlen - self.bos_every_window, flag), source, flag, text, tokenizer)
         return replace(windows, text_sha256=hashlib.sha256(whole.encode()).hexdigest())
 
-    def _windows(self, ids: np.ndarray, source: str, flag: str, tokenizer: Tokenizer) -> Windows:
+    def _tokenizer(self, text: Text, flag: str) -> Tokenizer:
+        load = load_chat_tokenizer if text.chats else load_tokenizer
+        try:
+            return load(self.model, without_bos=self.bos_every_window)
+        except UserError as error:
+            raise UserError(f"{flag}: {error}") from error
+
+    def _windows(self, ids: np.ndarray, source: str, flag: str, text: Text, tokenizer: Tokenizer) -> Windows:
         """Windows of a text, with BOS in front of each for a family that wants it."""
-        bos = "every document" if tokenizer.begins_with_bos() else "nowhere"
+        begins = tokenizer.begins_with_bos(text.documents[0] if text.chats else "a")
+        bos = "every document" if begins else "nowhere"
         if self.bos_every_window:
             ids = np.concatenate([np.full((len(ids), 1), tokenizer.bos, np.int32), ids], axis=1)
             bos = "every window"
@@ -164,10 +175,11 @@ class Reader:
             )
 
 
-def reader_for(checkpoint: "Checkpoint", model: str, seqlen: int | None) -> Reader:
-    """The reader for an opened model; `model` is what the user called it, `seqlen` what the user asked for."""
+def reader_for(checkpoint: "Checkpoint", model: str, seqlen: int | None, text_column: str | None = None) -> Reader:
+    """The reader for an opened model; `model` is what the user called it, the others what the user asked for."""
     limits = (checkpoint.config.vocab_size, checkpoint.config.max_position_embeddings)
-    return Reader(checkpoint.path, *limits, seqlen, default_seqlen(model), checkpoint.family.bos_every_window)
+    bos = checkpoint.family.bos_every_window
+    return Reader(checkpoint.path, *limits, seqlen, default_seqlen(model), bos, text_column)
 
 
 def read_evaluations(reader: Reader, sources: Sequence[str], flag: str = "--eval") -> dict[str, Windows]:

@@ -1,8 +1,6 @@
 """Reading files that someone else wrote: within bounds, strictly, and never while they change. Imports no JAX."""
 
 import errno
-import gzip
-import io
 import json
 import math
 import os
@@ -12,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from neuroal_jax.errors import UserError
 
@@ -137,45 +135,6 @@ def _refuse_constant(name: str) -> None:
 def allowed_size(path: Path) -> int:
     """How many bytes the content of a compressed file may take in memory."""
     return _ALWAYS_ALLOWED + _MOST_EXPANSION * path.stat().st_size
-
-
-def open_text(path: Path) -> TextIO:
-    """Opens a text in UTF-8, compressed if its name ends in .gz.
-
-    Raises:
-        OSError: If it cannot be opened. Reading also raises ValueError where the content takes more than it may, and
-            EOFError or zlib.error where it is damaged.
-    """
-    if path.suffix != ".gz":
-        return io.TextIOWrapper(open_plain(path), encoding="utf-8")
-    return io.TextIOWrapper(io.BufferedReader(_Bounded(path), 2**16), encoding="utf-8")
-
-
-class _Bounded(io.RawIOBase):
-    """A gzip file that ends in a ValueError before its content takes more than it may."""
-
-    def __init__(self, path: Path) -> None:
-        self._raw = open_plain(path)
-        self._file = gzip.GzipFile(fileobj=self._raw)
-        self._left = allowed_size(path)
-
-    def readable(self) -> bool:
-        """Yes: `io.BufferedReader` asks."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fills a buffer; returns the number of bytes."""
-        count = self._file.readinto(buffer)
-        self._left -= count
-        if self._left < 0:
-            raise ValueError("it expands to far more than text does")
-        return count
-
-    def close(self) -> None:
-        """Closes the file too."""
-        self._file.close()
-        self._raw.close()
-        super().close()
 
 
 @dataclass(frozen=True)

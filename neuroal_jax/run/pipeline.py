@@ -66,7 +66,7 @@ def _prune(config: PruneConfig) -> PruneResult:
     clock = Clock()
     with clock("read"):
         settled = settle(config)
-    check_sources(config.calib, config.evaluations)
+    check_sources(config.calib, config.evaluations, config.text_column)
     if config.dry_run:
         # Token files are quick to read, and say how long their sequences are; texts are not.
         plan = plan_run(settled, *((None, {}) if reads_text(config) else _read_data(settled)))
@@ -111,7 +111,7 @@ def _prune(config: PruneConfig) -> PruneResult:
 def _read_data(settled: SettledRun) -> tuple[Windows, dict[str, Windows]]:
     """Calibration windows, and evaluation windows of every text by its label."""
     config = settled.config
-    reader = reader_for(settled.checkpoint, config.model, config.seqlen)
+    reader = reader_for(settled.checkpoint, config.model, config.seqlen, config.text_column)
     calibration = reader.calibration(config.calib, config.nsamples, config.seed)
     if len(calibration.ids) < config.nsamples:
         log.info("%s has %d rows: all are used (--nsamples %d)", config.calib, len(calibration.ids), config.nsamples)

@@ -209,9 +209,9 @@ METHODS = [
 def test_every_option_is_a_flag_and_a_yaml_key(tmp_path, method):
     options = {
         "model": "a", "sparsity": 0.25, "pruner": "magnitude", "budget": "reference", "objective": "alignment",
-        "calib": "c.txt", "nsamples": 5, "search_samples": 2, "seqlen": 7, "seed": 9, "eval": "none",
-        "dtype": "float16", "compilation_cache": "z", "out": "b", "save_model": "c", "dry_run": True, "overwrite": True,
-        "resume": True,
+        "calib": "c.txt", "text_column": "t", "nsamples": 5, "search_samples": 2, "seqlen": 7, "seed": 9,
+        "eval": "none", "dtype": "float16", "compilation_cache": "z", "out": "b", "save_model": "c", "dry_run": True,
+        "overwrite": True, "resume": True,
         **method,
     }  # fmt: skip
     assert set(options) | set().union(*METHODS) == set(PruneConfig.__dataclass_fields__)

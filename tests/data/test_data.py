@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 import struct
@@ -503,9 +504,9 @@ BAD_TEXT = {
     "empty documents": ("a.jsonl", b'{"text": ""}\n{"text": " "}\n', "holds no text"),
     "not JSON": ("a.jsonl", b'{"text": "w1"}\n\nw2\n', "line 3 is no JSON object with a string 'text'"),
     "no text in the line": ("a.jsonl", b'{"content": "w1"}', "line 1 is no JSON object with a string 'text'"),
-    "a list": ("a.jsonl", b'["text"]', "line 1 is no JSON object with a string 'text'"),
+    "a list": ("a.jsonl", b'["text"]', "item 1 is no JSON object with a string 'text'"),
     "a number": ("a.jsonl", b'{"text": 1}', "line 1 is no JSON object with a string 'text'"),
-    "deep nesting": ("a.jsonl", b"[" * 100_000, "line 1 is no JSON object with a string 'text'"),
+    "deep nesting": ("a.jsonl", b"[" * 100_000, "item 1 is no JSON object with a string 'text'"),
     "half a character": ("a.jsonl", json.dumps({"text": LONG + " \ud800"}).encode(), "--(calib|eval)"),
     "not gzip": ("a.txt.gz", b"w1 w2", "cannot be read as text .*gzip"),
     "half a gzip file": ("a.jsonl.gz", gzip.compress(LONG.encode())[:-9], "cannot be read as text"),
@@ -595,9 +596,21 @@ def test_a_name_that_is_no_file_and_no_data_set_is_refused(reader, use, name):
         reader.calibration(name, 3, 0) if use == "calibration" else reader.evaluation(name)
 
 
-def test_a_directory_is_no_text(reader, tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        reader.calibration(str(tmp_path), 3, 0)
+@pytest.mark.parametrize(("inside", "advice"), [("a.jsonl", "name one of its files"), ("state.json", "")])
+def test_a_directory_is_called_one(reader, tmp_path, inside, advice):
+    (tmp_path / inside).write_text("{}")
+    if inside == "state.json":  # as datasets.save_to_disk
+        (tmp_path / "dataset_info.json").write_text("{}")
+        advice = "to_parquet"
+    for source in (str(tmp_path), f"c4={tmp_path}"):
+        with pytest.raises(UserError, match=f"is a directory, .*{advice}"):
+            reader.calibration(source, 3, 0)
+
+
+def test_a_pipe_is_no_text(reader, tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match="is no regular file"):
+        reader.calibration(str(tmp_path / "a.txt"), 3, 0)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.npy"])

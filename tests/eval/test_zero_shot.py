@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import shutil
 from pathlib import Path
 
@@ -193,7 +194,7 @@ def test_masks_in_memory_are_the_saved_model(model, folder, masks, tmp_path):
     assert any(row["items"]["dense"] != row["items"]["pruned"] for row in saved["tasks"].values())
 
 
-@pytest.mark.parametrize("ending", [".json", ".jsonl.gz", ".parquet"])
+@pytest.mark.parametrize("ending", [".json", ".jsonl.gz", ".NDJSON.xz", ".parquet"])
 def test_formats_of_files(tmp_path, ending):
     rows = hub_rows("arc_easy")
     file = tmp_path / f"arc_easy.test{ending}"
@@ -202,7 +203,8 @@ def test_formats_of_files(tmp_path, ending):
     elif ending == ".json":
         file.write_text(json.dumps(rows))
     else:
-        file.write_bytes(gzip.compress("\n\n".join(map(json.dumps, rows)).encode()))
+        compress = lzma.compress if ending.endswith(".xz") else gzip.compress
+        file.write_bytes(compress("\n\n".join(map(json.dumps, rows)).encode()))
     task = task_data.load_tasks(["arc_easy"], tmp_path)["arc_easy"].task
     assert list(task.eval_docs) == rows
 
@@ -281,6 +283,7 @@ def everywhere(column, *value):
     return change
 
 
+NUMBER = {"text": ["a", "b", 3, "d"], "label": list("ABCD")}
 NULL = {"text": ["a", "b", None, "d"], "label": list("ABCD")}
 BAD_ROWS = {
     "a column in a template": ("rte", everywhere("sentence2"), ["line 1 lacks column 'sentence2'", "sentence1, label"]),
@@ -296,7 +299,14 @@ BAD_ROWS = {
     "a letter that is no choice": ("arc_easy", changed(5, answerKey="E"), ["line 6 does not fit", "'E' is not in"]),
     "a number for a text": ("winogrande", everywhere("answer", 3), ["line 1 does not fit", "KeyError: 3"]),
     "no blank": ("winogrande", changed(2, sentence="no blank"), ["line 3 does not fit", "substring not found"]),
-    "a value of another type": ("rte", changed(2, label="x"), ["do not fit", "ArrowInvalid"]),
+    "a value of another type": ("rte", changed(2, label="x"), ["line 3 holds a str in column 'label', the others int"]),
+    "true for a number": ("rte", changed(4, label=True), ["line 5 holds a bool in column 'label', the others int"]),
+    "1.0 for a number": ("rte", changed(0, label=1.0), ["line 1 holds a float in column 'label', the others int"]),
+    "a number for a text among others": ("winogrande", changed(1, answer=1), ["line 2 holds a int in column 'answer'"]),
+    "a number in a list": ("openbookqa", changed(3, choices=NUMBER), ["line 4 holds a int in column 'choices.text[]'"]),
+    "true in every row": ("rte", everywhere("label", True), ["line 1 holds True in column 'label'", "whole numbers"]),
+    "1.0 in every row": ("boolq", everywhere("label", 1.0), ["line 1 holds 1.0 in column 'label'", "whole numbers"]),
+    "true in a template": ("hellaswag", everywhere("label", True), ["line 1 does not fit", "'True' is none of"]),
     "an answer that is no bool": ("boolq", answers(1), ["line 1: 'answer' is 1"]),
     "null for an answer": ("boolq", answers(None), ["line 1 holds null in column 'answer'"]),
 }

@@ -1,19 +1,30 @@
 """Reading files that someone else wrote: strict, bounded, and never while they change."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import math
 import os
 import subprocess
 import sys
+import tracemalloc
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 import neuroal_jax
 from neuroal_jax import UserError
 from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.command import program
+from neuroal_jax.data.reading import read_text
+from neuroal_jax.data.tokens import load_tokens
 from neuroal_jax.files import reading as files
 from neuroal_jax.files.reading import number, read_json
 from neuroal_jax.files.writing import write_json
@@ -268,29 +279,96 @@ def test_a_flipped_bit_in_an_orbax_checkpoint_is_found(tmp_path, llama):
         open_checkpoint(str(tmp_path / "flax")).hashes()
 
 
-@pytest.mark.parametrize("name", ["bomb.txt.gz", "bomb.jsonl.gz", "bomb.npz", "bomb.parquet"])
-def test_files_that_expand_without_measure_are_refused(tmp_path, monkeypatch, name):
-    import gzip
+def repeated(text, count, kind=None):
+    """A column of one text, many times."""
+    indices = pyarrow.array(np.zeros(count, np.int32))
+    column = pyarrow.DictionaryArray.from_arrays(indices, pyarrow.array([text]))
+    return column if kind is None else column.cast(kind)
 
-    import pyarrow
-    from pyarrow import parquet
 
-    from neuroal_jax.checkpoint.locate import DEMO
-    from neuroal_jax.data.windows import Reader
+def parquet_of(column, **options):
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table(column), file, compression="zstd", **options)
+    return file.getvalue()
 
+
+def messages(rows, each):
+    """Conversations of `each` messages in every row."""
+    columns = [repeated(text, rows * each, pyarrow.string()) for text in ("user", "x" * 100)]
+    offsets = pyarrow.array(range(0, rows * each + 1, each), pyarrow.int32())
+    return pyarrow.ListArray.from_arrays(offsets, pyarrow.StructArray.from_arrays(columns, ["role", "content"]))
+
+
+PREFIXES = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
+ROWS = b'{"text": "a"}\n' * 10**5
+BOMBS = {
+    "bomb.txt.gz": lambda: gzip.compress(ROWS),
+    "bomb.jsonl.gz": lambda: gzip.compress(ROWS),
+    "bomb.jsonl.bz2": lambda: bz2.compress(ROWS),
+    "bomb.jsonl.xz": lambda: lzma.compress(ROWS),
+    "bomb.jsonl.zst": lambda: pyarrow.compress(ROWS, codec="zstd", asbytes=True),
+    "field.csv.gz": lambda: gzip.compress(b'text\n"' + b"a" * 10**6),
+    "rows.csv.gz": lambda: gzip.compress(b"text\n" + b"a\n" * 4000),
+    "rows.jsonl.gz": lambda: gzip.compress(ROWS[:9000]),  # fewer bytes than allowed, but not as objects
+    "values.json": lambda: b'[{"text": "a", "x": [' + b"[]," * 9000 + b"0]}]",
+    "values.jsonl": lambda: b'{"text": "a", "x": [' + b"{}," * 9000 + b"0]}",
+    "text.parquet": lambda: parquet_of({"text": repeated("x" * 10**5, 1000)}),
+    "rows.parquet": lambda: parquet_of({"text": repeated("a", 10**5)}),
+    "no-text.parquet": lambda: parquet_of({"text": repeated("", 500)}),
+    "page.parquet": lambda: parquet_of({"text": repeated("x" * 10**6, 1)}),
+    "prefixes.parquet": lambda: parquet_of({"text": repeated("x" * 1000, 100, pyarrow.string())}, **PREFIXES),
+    "messages.parquet": lambda: parquet_of({"messages": messages(100, 3)}),
+    "row.parquet": lambda: parquet_of({"messages": messages(1, 200)}),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_texts_that_expand_without_measure_are_refused(tmp_path, monkeypatch, name):
     monkeypatch.setattr(files, "_ALWAYS_ALLOWED", 10_000)
-    path = tmp_path / name
-    if name.endswith(".gz"):
-        path.write_bytes(gzip.compress(b'{"text": "a"}\n' * 10**5))
-    elif name.endswith(".npz"):
-        np.savez_compressed(path, np.zeros(10**6, int))
-    else:
-        text = pyarrow.DictionaryArray.from_arrays(
-            pyarrow.array([0] * 1000, pyarrow.int32()), pyarrow.array(["x" * 10**5])
-        )
-        parquet.write_table(pyarrow.table({"text": text}), path)
-    with pytest.raises(UserError, match=r"cannot be read .*(far more|may hold)"):
-        Reader(DEMO, 512, 128, 16).calibration(str(path), 2, 0)
+    (tmp_path / name).write_bytes(BOMBS[name]())
+    with pytest.raises(UserError, match=r"cannot be read .*far more"):
+        read_text(tmp_path / name)
+
+
+def test_token_files_that_expand_without_measure_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_ALWAYS_ALLOWED", 10_000)
+    np.savez_compressed(tmp_path / "a.npz", np.zeros(10**6, int))
+    with pytest.raises(UserError, match=r"cannot be read .*may hold"):
+        load_tokens(tmp_path / "a.npz", "calibration", "--calib")
+
+
+@pytest.mark.parametrize("names", [("a.npy", "a.npy"), ("calibration", "calibration.npy")])
+def test_token_files_with_two_arrays_of_one_name_are_refused(tmp_path, names):
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        warnings.simplefilter("ignore")
+        for number, name in enumerate(names):
+            array = io.BytesIO()
+            np.save(array, np.full(9, number))
+            archive.writestr(name, array.getvalue())
+    with pytest.raises(UserError, match=r"two members are called '\w+'"):
+        load_tokens(tmp_path / "a.npz", "calibration", "--calib")
+
+
+def test_texts_decode_within_their_measure(tmp_path):
+    """5 million rows in a few kilobytes: most of what they would take is never made."""
+    (tmp_path / "a.parquet").write_bytes(parquet_of({"text": repeated("once upon a time", 5_000_000)}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="far more"):
+            read_text(tmp_path / "a.parquet")
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_index_that_leaves_out_a_tensor_of_its_shard_is_refused(tmp_path):
+    model = save_random_model(tmp_path / "model", shard="20KB")
+    path = model / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    shard = index["weight_map"].pop("model.norm.weight")
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"does not list tensor model.norm.weight, which {shard} holds"):
+        open_checkpoint(str(model))
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 NEUROAL_FUZZ is the number of examples over all readers, 500 where it is not set; `make fuzz` sets it to many more.
 """
 
+import bz2
 import copy
 import gzip
 import io
 import json
+import lzma
 import math
 import os
 import struct
@@ -222,7 +224,12 @@ def _valid_texts():
     return {
         "a.txt": words.encode(),
         "a.jsonl": lines,
+        "a.json": json.dumps([{"text": words}] * 3).encode(),
+        "a.csv": f'id,text\n1,"{words}"\n2,{words}\n'.encode(),
         "a.jsonl.gz": gzip.compress(lines, mtime=0),
+        "a.jsonl.bz2": bz2.compress(lines),
+        "a.jsonl.xz": lzma.compress(lines),
+        "a.jsonl.zst": pyarrow.compress(lines, codec="zstd", asbytes=True),
         "a.parquet": column.getvalue(),
         "a.npy": array.getvalue(),
         "a.npz": archive.getvalue(),
