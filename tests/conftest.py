@@ -40,6 +40,14 @@ def pytest_xdist_make_scheduler(config, log):
     return ByRoomAndModel(config, log)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Output of tests with paths that are no text: pytest-xdist cannot send it as it is, and ends the process."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 def pytest_collection_modifyitems(items):
     """The rooms that take longest come first, so that no process is left alone with one of them in the end."""
     long = ("walk", "run", "models", "resume")
