@@ -107,8 +107,12 @@ def untraced(number: int) -> dict[str, int]:
 
 @pytest.fixture
 def default_signals():
-    """Signals that do what they do by default: `nohup` and shells' background jobs ignore some, and tests inherit that."""
-    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    """Signals that do what they usually do: those of `nohup` and of jobs in the background are ignored, also by tests."""
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
     before = {number: signal.signal(number, default) for number, default in defaults.items()}
     yield
     for number, handler in before.items():
