@@ -107,7 +107,7 @@ def untraced(number: int) -> dict[str, int]:
 
 @pytest.fixture
 def default_signals():
-    """Signals that do what they usually do: those of `nohup` and of jobs in the background are ignored, also by tests."""
+    """Signals that do what they usually do: `nohup` and shells make jobs in the background ignore some of them."""
     defaults = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
