@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,20 @@ def untraced(number: int) -> dict[str, int]:
     the other random models' blocks compile to, which the cache has.
     """
     return {"vocab_size": number, "max_position_embeddings": number}
+
+
+@pytest.fixture
+def default_signals():
+    """Signals that do what they usually do: `nohup` and shells make jobs in the background ignore some of them."""
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, default) for number, default in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

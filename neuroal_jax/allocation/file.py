@@ -58,8 +58,9 @@ def load_allocation(
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise UserError(f"--allocation {path}: format is {found!r}, expected {FORMAT!r}")
-    named = content.get("method")
-    method = named if isinstance(named, str) else "file"
+    method = content.get("method", "file")
+    if not isinstance(method, str):
+        raise UserError(f"--allocation {path}: 'method' is {method!r}, expected a name")
     limit = ALLOCATIONS[method].highest if method in ALLOCATIONS else 1
     entries = content.get("sparsity")
     if not isinstance(entries, dict):

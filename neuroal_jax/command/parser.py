@@ -1,6 +1,7 @@
 """The command line and the YAML file, both made from `PruneConfig`'s fields. Imports no JAX: `--help` is quick."""
 
 import argparse
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING
 from pathlib import Path
@@ -20,6 +21,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises UserError instead of printing usage and leaving."""
         raise UserError(f"{message} (see --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which makes an empty list of the value in `--flag=--`: that is refused."""
+        given = sys.argv[1:] if args is None else args
+        for name, _, value in (argument.partition("=") for argument in given):
+            if name.startswith("--") and value == "--":
+                self.error(f"argument {name}: expected one argument, found '--'")
+        return super().parse_known_args(args, namespace)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> PruneConfig:

@@ -32,6 +32,8 @@ def load_tokens(path: Path, role: str, flag: str) -> np.ndarray:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 ids = loaded
+                if file.read(1):  # `np.save` into one file again and again
+                    raise UserError(f"{flag}: more than one array, or damaged: bytes follow the first one")
             else:
                 names = loaded.files
                 if role not in names and len(names) != 1:

@@ -68,6 +68,8 @@ def json_rows(path: Path) -> Iterator[Row]:
         elif first:
             for where, line in itertools.chain([(place, first)], lines):
                 _check_structure(line, allowed)
+                if line.strip() == "{":
+                    raise RowError(where, "an object of several lines, expected one on each, or an array of them")
                 yield where, _parse(where, line)
 
 

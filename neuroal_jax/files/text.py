@@ -7,8 +7,9 @@ import io
 import lzma
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, BinaryIO, Literal, TextIO
 
 from neuroal_jax.files.reading import allowed_size, open_plain
 
@@ -53,7 +54,7 @@ _MAGIC = {
 _OTHER_FORMATS = frozenset(
     ".html .htm .xhtml .xml .rtf .yaml .yml .toml .pdf .doc .docx .odt .epub .xls .xlsx .ods .zip .tar .tgz .tbz2 .txz "
     ".7z .rar .lzma .lz4 .br .z .arrow .feather .orc .avro .h5 .hdf5 .db .sqlite .pkl .pickle .pt .pth .bin "
-    ".safetensors .npy .npz .ipynb".split()
+    ".safetensors .npy .npz .ipynb .json5 .jsonc".split()
 )
 _BOMS = {  # UTF-32 first: in little endian, UTF-16's is its beginning
     codecs.BOM_UTF32_LE: "utf-32",
@@ -149,9 +150,46 @@ def _unpacked(path: Path, compression: str | None) -> Any:
         import pyarrow
 
         return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
-    if compression == "bzip2":
-        return bz2.BZ2File(path)
-    return lzma.LZMAFile(path) if compression == "xz" else gzip.GzipFile(path)
+    if compression == "gzip":
+        return gzip.GzipFile(path)
+    return _Streams(open_plain(path), bz2.BZ2Decompressor if compression == "bzip2" else lzma.LZMADecompressor)
+
+
+class _Streams:
+    """A file of one packed stream or more, to its last byte.
+
+    Python's own readers of bzip2 and xz take a damaged stream after the first for the end of the file.
+    """
+
+    def __init__(self, file: BinaryIO, make: Callable[[], Any]) -> None:
+        self._file, self._make = file, make
+        self._stream = make()
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes, none at the end; raises one of `UNREADABLE` if the file is damaged."""
+        found = b""
+        while not found:
+            packed = b""
+            if self._stream.eof:
+                packed = self._next()
+                if not packed:
+                    break
+                self._stream = self._make()
+            elif self._stream.needs_input and not (packed := self._file.read(_START)):
+                raise EOFError("it ends in the middle of what is packed")
+            found = self._stream.decompress(packed, size)
+        return found
+
+    def _next(self) -> bytes:
+        """The beginning of the next stream, behind padding; nothing at the end of the file."""
+        start: bytes = self._stream.unused_data.lstrip(b"\0")
+        while not start and (packed := self._file.read(_START)):
+            start = packed.lstrip(b"\0")
+        return start
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 class _Bounded(io.RawIOBase):

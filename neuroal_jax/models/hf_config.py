@@ -18,6 +18,28 @@ _HARMLESS = frozenset(
     torch_dtype transformers_version use_cache
     """.split()
 )
+# The types of JSON that some of them have; transformers loads no config with others.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "attention_dropout": (int, float, type(None)),
+    **dict.fromkeys(("bos_token_id", "pad_token_id", "pretraining_tp"), (int, type(None))),
+    **dict.fromkeys(("dtype", "torch_dtype"), (str, dict, type(None))),
+    "eos_token_id": (int, list, type(None)),
+    "id2label": (dict, type(None)),
+    "initializer_range": (float,),
+    "use_cache": (bool,),
+}
+_TYPE_NAMES = {
+    bool: "true or false",
+    dict: "an object",
+    float: "a decimal number",
+    int: "a whole number",
+    list: "a list",
+    str: "text",
+    type(None): "null",
+}
+_DTYPES = frozenset(
+    "float32 float float64 double float16 half bfloat16 float8_e4m3fn float8_e5m2 int8 uint8 int16 int32 int64".split()
+)
 # Attributes that no config class lists and that transformers' common code reads of every model: without effect as here.
 _COMMON: dict[str, Any] = {
     "is_causal": True,
@@ -55,6 +77,7 @@ def check_attributes(config: Mapping[str, Any], known: Collection[str]) -> None:
     Raises:
         UserError: Naming every attribute that may change the forward pass.
     """
+    _check_types(config)
     unread = {key: value for key, value in config.items() if key not in known and key not in _HARMLESS}
     if not unread:
         return  # as of most models: importing transformers takes seconds
@@ -70,6 +93,17 @@ def check_attributes(config: Mapping[str, Any], known: Collection[str]) -> None:
         log.warning(
             "%s", one_line(f"config.json: {shorten(ignored)}: ignored, as transformers does for {defaults.name}")
         )
+
+
+def _check_types(config: Mapping[str, Any]) -> None:
+    """Raises UserError for what keeps a config, and so the copy that is saved with a model, from being loaded."""
+    for key, types in _TYPES.items():
+        if key in config and type(config[key]) not in types:
+            expected = " or ".join(_TYPE_NAMES[kind] for kind in types)
+            raise UserError(f"config.json: {key} is {config[key]!r}, expected {expected}")
+    for key in ("dtype", "torch_dtype"):
+        if isinstance(config.get(key), str):
+            take_choice(config, key, _DTYPES, "")
 
 
 def transformers() -> Any:
@@ -131,12 +165,10 @@ def take_int(
 
 
 def take_float(config: Mapping[str, Any], key: str, default: float | None = None, *, high: float = 1e300) -> float:
-    """A positive number below `high` from a config."""
-    value = config.get(key)
-    if value is None:
-        value = default
+    """A positive number below `high` from a config; null is none."""
+    value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < high:
-        found = "is missing" if value is None else f"is {value!r}"
+        found = f"is {value!r}" if key in config else "is missing"
         raise UserError(f"config.json: {key} {found}, expected a positive number")
     return float(value)
 

@@ -51,7 +51,8 @@ def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
         UserError: If it says two things.
     """
     outside = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
-    found = [_one_place(config, key, outside) for key in ("rope_scaling", "rope_parameters") if config.get(key)]
+    places = [key for key in ("rope_scaling", "rope_parameters") if config.get(key) not in (None, {})]
+    found = [_one_place(config, key, outside) for key in places]
     for values in found[1:]:
         differing = sorted(key for key in {*values, *found[0]} if values.get(key) != found[0].get(key))
         if differing:

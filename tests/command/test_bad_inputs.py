@@ -277,6 +277,19 @@ def test_what_is_missing_is_named(capsys, tmp_path, llama):
     check(capsys, tmp_path, ["--model"], "expected one argument")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["neuroal_jax.prune", "--model=--"],
+        ["eval.perplexity", "--dtype=--"],
+        ["convert.masks_to_torch", "apply", "--out=--"],
+    ],
+)
+def test_a_value_that_argparse_makes_a_list_of_is_refused(capsys, arguments):
+    assert import_module(arguments[0]).main(arguments[1:]) == 2
+    assert f"argument {arguments[-1][:-3]}: expected one argument, found '--'" in capsys.readouterr().err
+
+
 def test_flags_win_over_the_yaml_file(tmp_path, llama):
     from neuroal_jax.command.parser import parse_arguments
 

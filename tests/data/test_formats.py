@@ -96,6 +96,8 @@ PROSES = {
     **{f"{encoding}.txt": PROSE.encode(encoding) for encoding in ("utf-8-sig", "utf-16", "utf-32")},
     "utf-16-be.txt": codecs.BOM_UTF16_BE + PROSE.encode("utf-16-be"),
     "utf-32-be.txt": codecs.BOM_UTF32_BE + PROSE.encode("utf-32-be"),
+    "padded.bz2": bz2.compress(PROSE[:9].encode()) + bytes(9000) + bz2.compress(PROSE[9:].encode()) + b"\0",
+    "two.xz": lzma.compress(PROSE[:9].encode()) + lzma.compress(PROSE[9:].encode()),
     "a.txt.xz": lzma.compress(PROSE.encode()),
     "a.txt.zst": zstd(PROSE.encode("utf-16")),
 }
@@ -170,6 +172,7 @@ REFUSED = {
     "LZ4": ("a.txt.lz4", b"\x04\x22\x4d\x18abc", "holds LZ4"),
     "Brotli": ("a.txt.br", b"abc", r"\.br files are not read as text, expected one of"),
     "HTML by name": ("a.html", PROSE.encode(), r"\.html files are not read"),
+    "JSON with comments": ("a.json5", b"{text: 'a'} // b", r"\.json5 files are not read"),
     "YAML": ("a.YAML", b"text: a\n", r"\.yaml files are not read"),
     "HTML": ("a.txt", b"\n<!DOCTYPE html><p>Hello", "holds HTML or XML"),
     "XML": ("a", b"<?xml version='1.0'?><doc/>", "holds HTML or XML"),
@@ -185,7 +188,11 @@ REFUSED = {
         f"half a {name} file": (f"a.{name}", pack(PROSE.encode() * 9)[:-9], "cannot be read as text")
         for name, pack in (("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstd))
     },
-    "more after zstd": ("a.zst", zstd(b"abc") + b"more", "cannot be read as text"),
+    **{
+        f"{more[:4]!r} after {name}": (f"a.{name}", pack(b"abc") + more, "cannot be read as text")
+        for name, pack in (("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstd), ("gz", gzip.compress))
+        for more in (b"more", b"\0" + pack(PROSE.encode())[1:])
+    },
     "damaged xz": ("a.xz", lzma.compress(b"a" * 99)[:30] + b"\xff" * 40, "cannot be read as text"),
     "parquet that is text": ("a.parquet", PROSE.encode(), "cannot be read as parquet"),
     "Python's dicts": ("a.txt", b"{'text': 'a'}\n", "line 1 is no JSON object"),
@@ -195,6 +202,7 @@ REFUSED = {
     "NaN": ("a.jsonl", b'{"text": "a", "score": NaN}', "NaN is no JSON number"),
     "null": ("a.jsonl", LINES.encode() + b'{"text": null}', "line 6 is no JSON object .*NoneType"),
     "true": ("a.json", b'[{"text": true}]', "item 1 is no JSON object .*bool"),
+    "an object of several lines": ("a.json", json.dumps({"text": "a"}, indent=2).encode(), "line 1 .*several lines"),
     "half an array": ("a.json", b'[{"text": "a"}', "item 1 .*neither another item nor the end"),
     "a comma after the last item": ("a.json", b'[{"text": "a"},]', "item 2 is no JSON"),
     "text after the array": ("a.json", b'[{"text": "a"}]\n[]', "item 1 .*neither another item nor the end"),

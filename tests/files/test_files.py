@@ -330,6 +330,14 @@ def test_texts_that_expand_without_measure_are_refused(tmp_path, monkeypatch, na
         read_text(tmp_path / name)
 
 
+def test_token_files_of_several_arrays_without_names_are_refused(tmp_path):
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.save(file, np.arange(9))
+        np.save(file, np.arange(9))
+    with pytest.raises(UserError, match="--calib: more than one array"):
+        load_tokens(tmp_path / "a.npy", "calibration", "--calib")
+
+
 def test_token_files_that_expand_without_measure_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_ALWAYS_ALLOWED", 10_000)
     np.savez_compressed(tmp_path / "a.npz", np.zeros(10**6, int))

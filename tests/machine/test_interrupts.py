@@ -10,6 +10,7 @@ import pytest
 
 from neuroal_jax.machine.interrupts import held, interrupts
 
+pytestmark = pytest.mark.usefixtures("default_signals")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 

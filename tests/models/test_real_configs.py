@@ -147,6 +147,24 @@ REFUSED = {
     ),
     "yarn without a factor": (QWEN | {"rope_scaling": {"type": "yarn"}}, "factor is missing.* 'yarn'"),
     "yarn that overflows": (QWEN | {"rope_scaling": YARN | {"beta_fast": 1e30}}, "beta_fast is 1e[+]30"),
+    **{
+        f"{key}={value!r}": (LLAMA | {key: value}, f"{key} .*expected")
+        for key, value in {
+            "attention_dropout": True,
+            "bos_token_id": 0.5,
+            "dtype": "x",
+            "eos_token_id": "2",
+            "id2label": [],
+            "initializer_range": None,
+            "pad_token_id": [0],
+            "pretraining_tp": "1",
+            "rms_norm_eps": None,
+            "rope_parameters": [],
+            "rope_scaling": 0,
+            "torch_dtype": [],
+            "use_cache": 1,
+        }.items()
+    },
     "another task": (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, "architectures .* not supported"),
     "another model's class": (LLAMA | {"architectures": ["MistralForCausalLM"]}, "architectures .* not supported"),
 }  # fmt: skip
