@@ -29,7 +29,7 @@ class Inputs:
     def touched_by(self, path: Path) -> str | None:
         """The input that would be lost or changed if `path` were removed or replaced; None if there is none."""
         own, above = _keys(path), _keys(*_real(path).parents)
-        return self._first(one for one in self._inputs if own & one.way or above & one.held)
+        return self._first(one for one in self._inputs if own & (one.way | one.held) or above & one.held)
 
     def holding(self, path: Path) -> str | None:
         """The input that `path`, which need not exist, is or lies in; None if there is none."""
@@ -58,18 +58,17 @@ class Inputs:
 
 
 class _Input:
-    """An input: `held` is it and what lies in it, `way` that and all that leads to it."""
+    """An input: `held` is it and what lies in it, `way` it and all that leads to it."""
 
     def __init__(self, flag: str, path: Path) -> None:
         self.flag, self.path = flag, path
         self.held = _keys(Path(os.path.realpath(path)))
-        self.way = _way(path)
+        self.way = _way(path) | self.held
         for inside in _files_in(path):
-            self.way |= _keys(inside)
+            self.held |= _keys(inside)
             if inside.is_symlink():
                 self.held |= _keys(Path(os.path.realpath(inside)))
                 self.way |= _way(inside)
-        self.way |= self.held
 
 
 def same_place(first: str | Path, second: str | Path) -> bool:

@@ -108,7 +108,7 @@ class _Target:
         """Clears away what a killed process left: its half-written files go, and what they were to replace returns."""
         for home in (self.real, self.real.parent) if _TOKEN.fullmatch(token) else ():
             root = self.partial(home, token)
-            if root.is_symlink() or not root.is_dir() or self.inputs.touched_by(root):
+            if root.is_symlink() or not root.is_dir() or self.inputs.within(root):  # it may lie in a model's directory
                 continue
             journal = read_record(root / _JOURNAL)
             arrived = compare(self.real, journal).ours

@@ -107,6 +107,24 @@ def test_a_killed_sweep_goes_on_where_it_was(llama, tokens, tmp_path):
     assert [row["error"] for row in table(out)] == [""] * 4
 
 
+def test_a_second_sweep_of_a_directory_is_refused_at_once(llama, tokens, tmp_path, capsys):
+    out, link, codes = tmp_path / "out", tmp_path / "link", []
+    given = {"top-ups": "uniform", "eval": "none"}
+
+    def start(module, log):
+        link.symlink_to(out)
+        for name in (out, link):
+            codes.append(run_sweep(arguments(llama, tokens, name, **given, pruners="wanda")))
+            assert f"--out {out}: process {os.getpid()} on" in capsys.readouterr().err
+        return in_this_process(module, log)
+
+    assert sweep.main(arguments(llama, tokens, out, **given), start=start) == 0
+    assert codes == [2, 2]
+    assert [row["pruner"] for row in table(out)] == ["magnitude"]
+    assert [path.name for path in (out / "logs").iterdir() if "wanda" in path.name] == []
+    assert run_sweep(arguments(llama, tokens, link, **given, pruners="wanda")) == 0  # the lock is gone with its holder
+
+
 def test_a_run_that_fails_is_a_row_and_the_others_run(llama, tokens, tmp_path, capsys):
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -63,6 +63,14 @@ def test_all_else_is_free(tmp_path, model, path):
     assert Inputs(("--model", model), ("--text", "nowhere")).touched_by(tmp_path / path) is None
 
 
+def test_an_input_lies_in_what_is_above_it_not_in_what_it_holds(tmp_path, model):
+    inputs = Inputs(("--model", model))
+    for path in ("hub/snapshots/1", "hub/snapshots", "hub", "hub/blobs"):
+        assert inputs.within(tmp_path / path), path
+    for path in ("hub/snapshots/1/sub", "hub/snapshots/1/new", "elsewhere", "hub/snapshots/2"):
+        assert inputs.within(tmp_path / path) is None, path
+
+
 def test_a_link_that_leads_to_an_input_is_part_of_the_way(tmp_path, model):
     inputs = Inputs(("--model", tmp_path / "elsewhere/link"))
     for path in ("elsewhere/link", "elsewhere", "hub"):
@@ -149,6 +157,27 @@ def test_a_killed_process_is_in_nobodys_way_and_leaves_nothing(tmp_path, holder)
     assert len(list(tmp_path.glob(".out.*.partial"))) == 1
     write(tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.neuroal-files.json"}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_a_killed_process_left_in_a_model_s_directory_goes_too(tmp_path, there):
+    model, out = tmp_path / "model", tmp_path / "model/out"
+    (out if there else model).mkdir(parents=True)
+    (model / "config.json").write_text("theirs")
+    killed = subprocess.run([sys.executable, "-c", KILLED, out, "1"], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(model.rglob("*.partial"))) == 1
+    write(out, inputs=Inputs(("--model", model)))
+    assert sorted(contents(model)) == [".out.neuroal-files.json", "config.json", "out/config.json", "out/sub/part"]
+    assert (model / "config.json").read_text() == "theirs"
+
+
+def test_an_input_in_what_a_killed_process_left_stays(tmp_path):
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path / "out", "1"], cwd=ROOT).returncode
+    (left,) = tmp_path.glob("*.partial")
+    before = contents(left)
+    write(tmp_path / "out", inputs=Inputs(("--model", left / "new")))
+    assert contents(left) == before
 
 
 def test_a_second_thread_is_refused_too(tmp_path):
