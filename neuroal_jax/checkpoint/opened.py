@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from neuroal_jax.checkpoint.orbax import OrbaxSource, is_orbax
 from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.checkpoint.saving import Edit, copy_edited, copy_side_files, write_checkpoint
 from neuroal_jax.checkpoint.tensors import (
+    BASE,
     FLOAT_DTYPES,
     TensorSource,
     combine,
@@ -22,7 +23,7 @@ from neuroal_jax.checkpoint.tensors import (
     is_zero,
     parameter_names,
 )
-from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.errors import UserError, one_line, shorten
 from neuroal_jax.files.reading import SteadyFile, check_steady, parse_json, read_bounded
 from neuroal_jax.models import family_of
 from neuroal_jax.models.causal_lm import abstract_params
@@ -246,6 +247,17 @@ def _check_tensors(path: Path, family: Family, config: Any, source: TensorSource
         elif info.dtype not in FLOAT_DTYPES:
             problems.append(f"{name} has dtype {info.dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
     extra = [name for name in source.infos if name not in expected and name not in tied and not family.ignores(name)]
-    problems += [f"{name} is not a tensor of a {family.name} model" for name in sorted(extra)]
+    unused = [name for name in sorted(extra) if family.leaves_out(name) or _is_unused_bias(name, expected)]
+    problems += [f"{name} is not a tensor of a {family.name} model" for name in sorted({*extra}.difference(unused))]
     if problems:
         raise UserError(f"{path} does not match its config.json: {shorten(problems)}")
+    if unused:
+        log.warning(
+            "%s", one_line(f"{path}: not used, as in transformers, by what config.json says: {shorten(unused)}")
+        )
+
+
+def _is_unused_bias(name: str, expected: Collection[str]) -> bool:
+    """Whether a tensor is the bias of a linear, or norm, that has none in the model."""
+    weight = f"{name.removesuffix('.bias')}.weight"
+    return name.endswith(".bias") and (weight in expected or BASE + weight in expected)

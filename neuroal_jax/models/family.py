@@ -72,7 +72,8 @@ class Family:
         bos_every_window: Whether a window must start with the tokenizer's BOS to be read as intended.
         reference_uniform: Linears whose rows the released code leaves at their block's sparsity.
         ignored: Patterns of tensors that some checkpoints carry and the forward pass recomputes or never reads; the
-            tables of rotary positions, under whatever name, by default.
+            tables of rotary positions and of causal masks, under whatever name, by default.
+        unused: Patterns of tensors of another task's head, which transformers leaves out with a warning.
     """
 
     name: str
@@ -86,11 +87,23 @@ class Family:
     block_constants: Callable[[Any, int], dict[str, Any]] = field(default=lambda config, block: {})
     bos_every_window: bool = False
     reference_uniform: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = (r"(.*\.)?rotary_emb\.\w+", r"(.*\.)?inv_freq", r"(.*\.)?position_ids")
+    ignored: tuple[str, ...] = (
+        *(r"(.*\.)?rotary_emb\.\w+", r"(.*\.)?inv_freq", r"(.*\.)?position_ids"),
+        *(r"(.*\.)?(self_)?attn\.(masked_)?bias", r"(model\.)?decoder\.version"),
+    )
+    unused: tuple[str, ...] = (
+        r"((model|pretrained_model)\.)?"
+        r"(classifier|medusa_head|pooler|qa_outputs|regression_head|reward_head|score|summary|v_head|value_head)\..+",
+        r"lm_head\.bias",
+    )
 
     def ignores(self, hf_name: str) -> bool:
         """Whether a tensor of this name may be present and is not needed."""
         return any(re.fullmatch(pattern, hf_name) for pattern in self.ignored)
+
+    def leaves_out(self, hf_name: str) -> bool:
+        """Whether a tensor of this name, if the model has none of it, is a head of another task."""
+        return any(re.fullmatch(pattern, hf_name) for pattern in self.unused)
 
     def tensor_name(self, config: Any, block: int, linear: str) -> str:
         """The Hugging Face name of a linear's weight in block `block`."""

@@ -12,10 +12,10 @@ log = logging.getLogger("neuroal_jax")
 # Attributes of transformers' config classes that say nothing of the forward pass.
 _HARMLESS = frozenset(
     """
-    _attn_implementation _experts_implementation _name_or_path architectures attention_dropout bos_token_id
-    chunk_size_feed_forward dtype eos_token_id id2label initializer_range is_encoder_decoder label2id model_type
-    name_or_path num_labels output_attentions output_hidden_states pad_token_id pretraining_tp problem_type return_dict
-    torch_dtype transformers_version use_cache
+    _attn_implementation _experts_implementation _name_or_path architectures attention_dropout base_model_ep_plan
+    base_model_pp_plan base_model_tp_plan bos_token_id chunk_size_feed_forward dtype eos_token_id id2label
+    initializer_range is_encoder_decoder label2id model_type name_or_path num_labels output_attentions
+    output_hidden_states pad_token_id pretraining_tp problem_type return_dict torch_dtype transformers_version use_cache
     """.split()
 )
 # The types of JSON that some of them have; transformers loads no config with others.

@@ -203,5 +203,4 @@ FAMILY = Family(
     stem=lambda config, rngs: OPTStem(config, rngs=rngs),
     block=lambda config, rngs: OPTBlock(config, rngs=rngs),
     head=lambda config, rngs: OPTHead(config, rngs=rngs),
-    ignored=(r"(model\.)?decoder\.version",),
 )

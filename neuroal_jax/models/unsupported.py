@@ -10,17 +10,13 @@ from neuroal_jax.models.hf_config import transformers
 # Where a model around a text model describes it.
 _INNER = ("text_config", "llm_config", "language_config", "text_model", "language_model", "decoder")
 _AROUND = ("thinker_config", "talker_config", "model_config")  # of which some have it one level further down
-# Attributes of a model that reads more than text.
-_SENSES = (
-    "vision_config",
-    "audio_config",
-    "vision_tower",
-    "mm_vision_tower",
-    "visual",
-    "img_processor",
-    "vision_encoder",
+# Attributes of a model that reads more than text: vision_config, audio_config, mm_vision_tower, img_processor, ...
+_SENSES = re.compile(
+    "(mm_)?(vision|visual|audio|image|img)_?(config|tower|backbone|encoder|model|processor|tokenizer|$).*"
 )
 _USUAL = {"idefics2": "mistral", "llava": "llama", "mistral3": "mistral", "mllama": "llama", "paligemma": "gemma"}
+_USUAL |= {"qwen": "qwen2", "vicuna": "llama"}
+_HYBRID = ("qwen3_5", "qwen3_next")  # of which no other part is a text model of the family that they are named after
 
 
 def refusal(config: Mapping[str, Any], families: Collection[str]) -> str:
@@ -29,7 +25,11 @@ def refusal(config: Mapping[str, Any], families: Collection[str]) -> str:
     expected = f"expected one of {', '.join(families)}"
     where, inner = _inner(config)
     kind = _kind(model_type)
-    if where or kind == "multimodal" or any(config.get(key) for key in _SENSES):
+    if (
+        where
+        or kind == "multimodal"
+        or any(_SENSES.fullmatch(str(key)) and value is not None for key, value in config.items())
+    ):
         advice = _advice(model_type, where, inner, families)
         return f"model_type '{model_type}' is a model around a text model, not supported{advice}"
     if kind == "encoder-decoder" or config.get("is_encoder_decoder") is True:
@@ -64,8 +64,10 @@ def _advice(model_type: str, where: str, inner: Mapping[str, Any], families: Col
 
 def _family_in(model_type: Any, families: Collection[str]) -> str | None:
     """The family that a name is made of: qwen2 of qwen2_5_vl_text, llama of llava_llama."""
-    words = re.split(r"[-_]", model_type) if isinstance(model_type, str) else []
-    usual = [_USUAL[word] for word in words[:1] if word in _USUAL]
+    if not isinstance(model_type, str) or model_type.startswith(_HYBRID):
+        return None
+    words = re.split(r"[-_]", model_type)
+    usual = [_USUAL[word] for word in reversed(words) if word in _USUAL]  # llava_qwen: the text model comes last
     return next((word for word in [*words, *usual] if word in families), None)
 
 

@@ -306,6 +306,42 @@ def test_the_largest_numbers_are_finite(dtype):
     assert is_finite(np.array([ml_dtypes.finfo(kind).max, ml_dtypes.finfo(kind).min, 0], kind))
 
 
+UNUSED = {
+    "a head of one score": ({}, {"score.weight": (1, 32)}),
+    "a head of values": (
+        {"tie_word_embeddings": True},
+        {"v_head.summary.weight": (1, 32), "v_head.summary.bias": (1,)},
+    ),
+    "a head's bias": ({"tie_word_embeddings": True}, {"lm_head.bias": (96,)}),
+    "biases without the config's attribute": ({}, {"model.layers.0.self_attn.q_proj.bias": (32,), "norm.bias": (32,)}),
+    "qwen's, of conversions": ({"family": "Qwen2"}, {"model.layers.0.self_attn.o_proj.bias": (32,)}),
+}
+
+
+@pytest.mark.parametrize(("options", "shapes"), UNUSED.values(), ids=UNUSED)
+def test_what_transformers_leaves_out_is_named_and_left_out(make_llama, caplog, options, shapes):
+    directory = make_llama(**options)
+    before = open_checkpoint(str(directory)).hashes()
+    tensors = load_file(directory / "model.safetensors")
+    more = {name: np.full(shape, 3, np.float32) for name, shape in shapes.items()}
+    save_file(tensors | more, directory / "model.safetensors", metadata={"format": "pt"})
+    assert open_checkpoint(str(directory)).hashes() == before
+    for name in shapes:
+        assert name in caplog.text
+    assert caplog.text.count("not used, as in transformers") == 1
+    expected, found = logits_of_both(directory)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_masks_and_versions_that_older_files_carry_are_not_needed(make_llama, caplog):
+    directory = make_llama(family="OPT", ffn_dim=56, word_embed_proj_dim=32)
+    tensors = load_file(directory / "model.safetensors")
+    masks = {f"decoder.layers.0.self_attn.{name}": np.ones((1, 1, 4, 4), bool) for name in ("bias", "masked_bias")}
+    save_file(tensors | masks | {"decoder.version": np.array([3.0], np.float32)}, directory / "model.safetensors")
+    open_checkpoint(str(directory))
+    assert not caplog.records
+
+
 def test_without_tying_the_head_is_needed(llama, tmp_path):
     model = copied(llama, tmp_path)
     tensors = load_file(model / "model.safetensors")

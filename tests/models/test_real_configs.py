@@ -96,6 +96,7 @@ ODD = {
     "llama with a window that it does not read": LLAMA | {"sliding_window": 3, "use_sliding_window": True},
     "causal, not two-directional": GEMMA | {"is_causal": True, "use_bidirectional_attention": False},
     "attributes of other models": LLAMA | {"logits_scaling": 9.0, "embedding_multiplier": 3, "qk_layernorm": True},
+    "a plan of several devices": LLAMA | {"base_model_tp_plan": {"layers.*.mlp.up_proj": "colwise"}},
     "dropout": LLAMA | {"attention_dropout": 0.5, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "neftune_noise_alpha": 5},
     "tied by default": without(OPT, "tie_word_embeddings"),
     **{f"activation {name}": LLAMA | {"hidden_act": name} for name in ("quick_gelu", "relu2", "mish", "gelu_python")},

@@ -11,6 +11,8 @@ INSIDE = {
     "llava next": ({"model_type": "llava_next", "text_config": {"model_type": "mistral"}}, "mistral", "text_config"),
     "onevision": ({"model_type": "llava_onevision", "text_config": {"model_type": "qwen2"}}, "qwen2", "text_config"),
     "an old llava": ({"model_type": "llava_llama", "mm_vision_tower": "openai/clip"}, "llama", "around a text model"),
+    "llava with qwen": ({"model_type": "llava_qwen", "mm_vision_tower": "siglip"}, "qwen2", "around a text model"),
+    "instructblip": ({"model_type": "instructblip", "text_config": {"model_type": "vicuna"}}, "llama", "is 'vicuna'"),
     "mllama": ({"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}}, "llama", "mllama_text"),
     "paligemma": ({"model_type": "paligemma", "text_config": {"model_type": "gemma2"}}, "gemma2", "text_config"),
     "mistral3": ({"model_type": "mistral3", "text_config": {"model_type": "mistral"}}, "mistral", "text_config"),
@@ -37,6 +39,9 @@ def test_a_model_around_a_text_model_is_told_which_one_to_take(config, text, mes
 
 OTHERS = {
     "gemma3": ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "model_type is 'gemma3_text'"),
+    "a hybrid text model": ({"model_type": "qwen3_5", "vision_config": {}}, "around a text model, not supp.*: take a"),
+    "speech": ({"model_type": "ultravox", "audio_model_id": "openai/whisper"}, "around a text model, not"),
+    "eyes of its own": ({"model_type": "molmo", "vision_backbone": {"image_size": 14}}, "around a text model, not"),
     "phi3_v": ({"model_type": "phi3_v", "img_processor": {"name": "clip"}}, "around a text model, not supported: take"),
     "llama4": ({"model_type": "llama4", "text_config": {"model_type": "llama4_text"}}, "model_type is 'llama4_text'"),
     "a config of no type": ({"model_type": "aria", "text_config": {"model_type": ["x"]}}, "around a text model"),
