@@ -26,7 +26,7 @@ def identify(
     options = {flag(name): value for name, value in config.material().items()}
     # Of the model's directory only what is read: results, and the state itself, may lie in it too.
     files = [checkpoint.config_file.file, *checkpoint.source.steady]
-    states = {str(file.path.relative_to(checkpoint.path)): file.stamp[:2] for file in files}
+    states = {os.path.relpath(file.path, checkpoint.path): file.stamp[:2] for file in files}
     given = {}
     if os.path.isfile(config.allocation):
         given["the SHA-256 of the file --allocation"] = hashlib.sha256(Path(config.allocation).read_bytes()).hexdigest()
