@@ -102,7 +102,7 @@ def weight_files(directory: Path, weights: WeightFiles) -> tuple[list[Path], dic
     if (directory / weights.single).is_file():
         return [directory / weights.single], {}
     path = directory / weights.index
-    index = _read_index(path)
+    index = read_index(path)["weight_map"]
     shards = sorted(set(index.values()))
     for shard in shards:
         if Path(shard).name != shard or not os.path.isfile(directory / shard):
@@ -122,11 +122,17 @@ def _check_adapter(directory: Path) -> None:
     log.warning("%s holds an adapter (%s) beside its weights: it is left out", directory, ADAPTER)
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def read_index(path: Path) -> dict[str, Any]:
+    """The content of an index; its `weight_map` leads from tensors to files.
+
+    Raises:
+        UserError: If it is not valid.
+    """
     try:
-        weight_map = read_json(path, _INDEX_BYTES)["weight_map"]
+        content = read_json(path, _INDEX_BYTES)
+        weight_map = content["weight_map"]
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise TypeError("weight_map is not an object of file names")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a valid index ({error})") from error
-    return weight_map
+    return dict(content)

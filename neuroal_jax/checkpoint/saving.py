@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from neuroal_jax.checkpoint.listing import TEMPLATES, is_side_file
-from neuroal_jax.checkpoint.safetensors import INDEX, SINGLE, SafetensorsSource, read_header
+from neuroal_jax.checkpoint.safetensors import INDEX, SINGLE, SafetensorsSource, read_header, read_index
 from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorSource
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import open_plain
@@ -28,7 +28,8 @@ Edit = Callable[[str, np.ndarray], np.ndarray]  # a tensor's name and what is st
 def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str], edit: Edit) -> None:
     """Copies a checkpoint's weight files, passing the tensors named in `edited` through `edit`, all else byte for byte.
 
-    Headers, file names and the index stay as they are, so every reader of the original reads the copy.
+    Headers, file names and the index stay as they are, so every reader of the original reads the copy. An index that
+    transformers cannot read is completed.
     """
     changed = frozenset(edited)
     for file in source.steady:
@@ -50,7 +51,11 @@ def copy_edited(source: SafetensorsSource, directory: Path, edited: Iterable[str
             os.fsync(new.fileno())
     index = source.files[0].parent / INDEX
     if index.is_file() and source.files[0].name != SINGLE:
-        copy_file(index, directory / INDEX)
+        content = read_index(index)
+        if isinstance(content.get("metadata"), dict):
+            copy_file(index, directory / INDEX)
+        else:  # transformers fails without
+            write_json(directory / INDEX, {**content, "metadata": {}})
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
@@ -316,3 +317,14 @@ def test_an_index_beside_one_file_is_not_copied_and_one_of_shards_is(make_llama,
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     run(model, tokens, tmp_path / "out2", allocation="uniform", eval="none", save_model=str(tmp_path / "saved2"))
     assert {path.name for path in (tmp_path / "saved2").glob("model*")} == {"model.safetensors"}
+
+
+def test_an_index_that_transformers_cannot_read_is_completed(make_llama, tmp_path):
+    from tests.models.test_families import torch_states
+
+    model = make_llama(shard="20KB")
+    index = model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": json.loads(index.read_text())["weight_map"]}))
+    (tmp_path / "saved").mkdir()
+    open_checkpoint(str(model)).save_edited(tmp_path / "saved", lambda name, array: array)
+    torch_states(tmp_path / "saved", np.arange(6)[None])
