@@ -12,17 +12,16 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-from neuroal_jax.command.parser import Parser
-from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import path_to, refuse_same_directory
+from neuroal_jax.command.values import refuse_same_directory
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.staging import staged
 from neuroal_jax.files.writing import write_json
 from neuroal_jax.machine.memory import is_exhausted
+
+from .command_line import run_conversion
 
 _WAIT, _MOST_WAITS = 0.1, 50  # seconds, and how often
 
@@ -88,14 +87,5 @@ def _reason(error: Exception) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = Parser(prog="python -m convert.hf_to_flax", description="Write a checkpoint in Flax.")
-    parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
-    parser.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
-
-    def work() -> None:
-        options = parser.parse_args(arguments)
-        convert(options.model, options.out, overwrite=options.overwrite)
-        print(f"written to {options.out}")
-
-    return run_program(work)
+    models = "checkpoint directory, Hub model id, or 'demo'"
+    return run_conversion(convert, arguments, "convert.hf_to_flax", "Write a checkpoint in Flax.", models)

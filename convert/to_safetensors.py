@@ -17,14 +17,14 @@ from neuroal_jax.checkpoint.listing import PICKLED, SAFETENSORS
 from neuroal_jax.checkpoint.locate import locate
 from neuroal_jax.checkpoint.safetensors import weight_files
 from neuroal_jax.checkpoint.saving import copy_side_files
-from neuroal_jax.command.parser import Parser
-from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import refuse_same_directory
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import SteadyFile, check_steady
 from neuroal_jax.files.staging import staged
 from neuroal_jax.files.writing import naming, write_json
+
+from .command_line import run_conversion
 
 
 def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
@@ -81,14 +81,5 @@ def _check_index(path: Path, index: dict[str, str], file: Path, names: set[str])
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = Parser(prog="python -m convert.to_safetensors", description="Write pickled weights as safetensors.")
-    parser.add_argument("--model", required=True, help="checkpoint directory with pytorch_model.bin, or Hub model id")
-    parser.add_argument("--out", required=True, type=Path, help="directory to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
-
-    def work() -> None:
-        options = parser.parse_args(arguments)
-        convert(options.model, options.out, overwrite=options.overwrite)
-        print(f"written to {options.out}")
-
-    return run_program(work)
+    models = "checkpoint directory with pytorch_model.bin, or Hub model id"
+    return run_conversion(convert, arguments, "convert.to_safetensors", "Write pickled weights as safetensors.", models)

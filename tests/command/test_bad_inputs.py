@@ -236,6 +236,7 @@ EMPTY = {
     "convert.hf_to_flax": ["--model", "demo", "--out", "PATH"],
     "convert.masks_to_torch": ["apply", "--model", "demo", "--masks", "x", "--out", "PATH"],
     "convert.masks_to_torch ": ["verify", "--model", "demo", "--masks", "PATH"],
+    "convert.to_safetensors": ["--model", "demo", "--out", "PATH"],
     "eval.perplexity": ["--model", "demo", "--out", "PATH"],
     "eval.perplexity ": ["--model", "demo", "--masks", "PATH"],
     "eval.zero_shot": ["--model", "demo", "--task-data", "PATH"],
@@ -256,6 +257,13 @@ def test_what_cannot_be_a_path_is_refused_by_every_program(capsys, tmp_path, mon
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["convert.hf_to_flax", "convert.to_safetensors"])
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_converters_look_at_out_before_the_model(capsys, module, path):
+    assert import_module(module).main(["--model", "demo", "--out", path]) == 2
+    assert capsys.readouterr().err == f"error: --out is {path!r}, expected a name or a path\n"
 
 
 @pytest.mark.parametrize(
