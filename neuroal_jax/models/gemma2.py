@@ -37,14 +37,9 @@ def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
         unit_offset=True,
         embedding_scale=parsed.hidden_size**0.5,
         scale=hf_config.take_float(config, "query_pre_attn_scalar", 256) ** -0.5,
-        softcap=_softcap(config, "attn_logit_softcapping", 50.0),
-        logit_softcap=_softcap(config, "final_logit_softcapping", 30.0),
+        softcap=hf_config.take_optional_float(config, "attn_logit_softcapping", 50.0),
+        logit_softcap=hf_config.take_optional_float(config, "final_logit_softcapping", 30.0),
     )
-
-
-def _softcap(config: Mapping[str, Any], key: str, default: float) -> float | None:
-    """A softcap; null switches it off, absence means the default."""
-    return None if key in config and config[key] is None else hf_config.take_float(config, key, default)
 
 
 class Gemma2Block(nnx.Module):
