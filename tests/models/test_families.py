@@ -52,6 +52,22 @@ VARIANTS = {
     "gemma2 no softcaps": {
         "family": "gemma2", "head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None, **SMALL,
     },
+    "gemma3": {
+        "family": "gemma3_text", "head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 9,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], **SMALL,
+    },
+    "gemma3, a pattern of layers": {"family": "gemma3_text", "head_dim": 8, "sliding_window_pattern": 2, **SMALL},
+    "gemma3, one kind of block": {
+        "family": "gemma3_text", "head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention"] * 3, **SMALL,
+    },
+    "gemma3, scaled rotation, softcaps": {
+        "family": "gemma3_text", "head_dim": 8, "sliding_window_pattern": 3, "final_logit_softcapping": 1.5,
+        "attn_logit_softcapping": 0.5, "num_key_value_heads": 1, "tie_word_embeddings": False, **SMALL,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 900.0, "factor": 8.0},
+        },
+    },
     "opt": {"family": "opt", "ffn_dim": 56},
     "opt 350m": {"family": "opt", "ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
     "opt no biases": {"family": "opt", "ffn_dim": 40, "enable_bias": False, "layer_norm_elementwise_affine": False},
@@ -149,6 +165,7 @@ def test_attention_has_the_gradient_of_plain_attention_and_the_same_value_under_
 ONE_OF_EACH = {
     "gemma": {"head_dim": 8, **SMALL},
     "gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2, **SMALL},
     "llama": {},
     "mistral": {"sliding_window": 9},
     "opt": {"ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
@@ -156,7 +173,7 @@ ONE_OF_EACH = {
     "qwen2": {},
     "qwen3": {"head_dim": 8},
 }
-LLAMA_LIKE = ("gemma", "gemma2", "mistral", "qwen2", "qwen3")  # their blocks are made of Llama's parts
+LLAMA_LIKE = ("gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3")  # their blocks are made of Llama's parts
 
 
 def test_each_registered_family_is_tested():
@@ -257,6 +274,17 @@ def test_every_pruner_allocation_and_refinement_hits_the_exact_budget(
 REFUSED = {
     "Gemma activations": ("gemma", {"hidden_activation": "silu"}, "hidden_activation 'silu' and hidden_act"),
     "Gemma2 layers": ("gemma2", {"layer_types": ["full_attention"]}, "layer_types"),
+    "Gemma3 rotations": (
+        "gemma3_text",
+        {"rope_parameters": {"rope_theta": 1e6}},
+        "rope_parameters is .* a rotation for each layer type",
+    ),
+    "Gemma3 rotations twice": (
+        "gemma3_text",
+        {"rope_local_base_freq": 5.0},
+        "rope_theta is 5.0, but 10000.0 in rope_parameters",
+    ),
+    "Gemma3 in both directions": ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     "Phi rotation": (
         "phi",
         {"partial_rotary_factor": 1.5, "rope_parameters": None},
