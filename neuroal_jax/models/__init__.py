@@ -14,8 +14,10 @@ from neuroal_jax.models.unsupported import refusal
 FAMILIES = {
     "gemma": "neuroal_jax.models.gemma",
     "gemma2": "neuroal_jax.models.gemma2",
+    "granite": "neuroal_jax.models.granite",
     "llama": "neuroal_jax.models.llama",
     "mistral": "neuroal_jax.models.mistral",
+    "olmo2": "neuroal_jax.models.olmo2",
     "opt": "neuroal_jax.models.opt",
     "phi": "neuroal_jax.models.phi",
     "qwen2": "neuroal_jax.models.qwen2",

@@ -102,11 +102,13 @@ class NormHead(nnx.Module):
         size: int,
         *,
         bias: bool = False,
+        divisor: float = 1.0,
         softcap: float | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         self.norm = norm
         self.embedding = embedding(vocab, size, rngs)
+        self.divisor = divisor
         self.softcap = softcap
         if bias:
             self.bias = nnx.Param(jnp.zeros(vocab))
@@ -117,4 +119,4 @@ class NormHead(nnx.Module):
         logits = jnp.einsum("...d,vd->...v", self.norm(hidden), weight, precision=jax.lax.Precision.HIGHEST)
         if hasattr(self, "bias"):
             logits = logits + self.bias[...]
-        return softcapped(logits, self.softcap)
+        return softcapped(logits if self.divisor == 1.0 else logits / self.divisor, self.softcap)
