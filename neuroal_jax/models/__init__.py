@@ -14,6 +14,7 @@ from neuroal_jax.models.unsupported import refusal
 FAMILIES = {
     "gemma": "neuroal_jax.models.gemma",
     "gemma2": "neuroal_jax.models.gemma2",
+    "gemma3_text": "neuroal_jax.models.gemma3_text",
     "granite": "neuroal_jax.models.granite",
     "llama": "neuroal_jax.models.llama",
     "mistral": "neuroal_jax.models.mistral",

@@ -42,12 +42,16 @@ class GatedConfig:
         softcap: Bound that the attention scores approach, or None.
         sliding_window: How many positions a token sees, itself included, or None; by block if `layer_windows`.
         unit_offset: Whether norms scale by `1 + weight`.
+        wide_norms: Whether norms are rounded after they scale, not before.
         embedding_scale: Factor of the embeddings.
         residual_multiplier: Factor of what attention and MLP add to the hidden states.
         logits_scaling: Divisor of the logits.
         logit_softcap: Bound that the logits approach, or None.
         norms: Names of the norms before attention, after it, before the MLP and after it; None where there is none.
         layer_windows: Whether a block sees the sliding window, per block; empty where all blocks are alike.
+        other_ropes: The rotations of blocks that do not have `rope`; None is none.
+        layer_ropes: The number of a block's rotation, per block, among `rope` and `other_ropes`; empty where all have
+            `rope`.
     """
 
     vocab_size: int
@@ -70,12 +74,15 @@ class GatedConfig:
     softcap: float | None = None
     sliding_window: int | None = None
     unit_offset: bool = False
+    wide_norms: bool = False
     embedding_scale: float = 1.0
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0
     logit_softcap: float | None = None
     norms: tuple[str | None, ...] = ("input_layernorm", None, "post_attention_layernorm", None)
     layer_windows: tuple[bool, ...] = ()
+    other_ropes: tuple[Rope | None, ...] = ()
+    layer_ropes: tuple[int, ...] = ()
 
 
 # Attributes of config.json that `parse` reads. Families add their own; all others are refused.
@@ -160,11 +167,14 @@ def windowed(config: GatedConfig, window: int | None, blocks: tuple[bool, ...]) 
 
 
 def block_constants(config: GatedConfig, block: int) -> dict[str, np.ndarray]:
-    """How far block `block` looks back, where blocks differ: the sliding window, or everything."""
-    if not config.layer_windows:
-        return {}
-    window = config.sliding_window if config.layer_windows[block] else 2**30
-    return {"self_attn.window": np.asarray(window, np.int32)}
+    """In what blocks differ: how far block `block` looks back (the sliding window, or everything), and its rotation."""
+    constants = {}
+    if config.layer_windows:
+        window = config.sliding_window if config.layer_windows[block] else 2**30
+        constants["self_attn.window"] = np.asarray(window, np.int32)
+    if config.layer_ropes:
+        constants["self_attn.rope"] = np.asarray(config.layer_ropes[block], np.int32)
+    return constants
 
 
 class Attention(nnx.Module):
@@ -180,9 +190,11 @@ class Attention(nnx.Module):
         self.o_proj = layers.linear(queries, config.hidden_size, bias=config.o_bias, rngs=rngs)
         if config.qk_norm:
             sizes = (queries, keys) if config.qk_norm == "projection" else (config.head_dim, config.head_dim)
-            self.q_norm, self.k_norm = (layers.RMSNorm(size, config.rms_norm_eps) for size in sizes)
+            self.q_norm, self.k_norm = (norm(config, size) for size in sizes)
         if config.layer_windows:
             self.window = nnx.Variable(jnp.zeros((), jnp.int32))  # set per block, see `block_constants`
+        if config.layer_ropes:
+            self.rope = nnx.Variable(jnp.zeros((), jnp.int32))  # likewise
 
     def mix(self, x: Float[Array, "b t d"]) -> Float[Array, "b t q"]:
         """Everything up to o_proj's input."""
@@ -193,7 +205,8 @@ class Attention(nnx.Module):
         q, k, v = (heads.reshape(*x.shape[:2], -1, config.head_dim) for heads in (q, k, v))
         if config.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, config.rope), rotate(k, config.rope)
+        which = self.rope[...] if config.layer_ropes else 0
+        q, k = (rotate(x, config.rope, *config.other_ropes, which=which) for x in (q, k))
         window = self.window[...] if config.layer_windows else config.sliding_window
         out = causal_attention(q, k, v, scale=config.scale, softcap=config.softcap, window=window)
         return out.reshape(*x.shape[:2], -1)
@@ -214,9 +227,10 @@ class MLP(nnx.Module):
         return layers.ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x)
 
 
-def norm(config: GatedConfig) -> layers.RMSNorm:
-    """A norm of hidden states."""
-    return layers.RMSNorm(config.hidden_size, config.rms_norm_eps, unit_offset=config.unit_offset)
+def norm(config: GatedConfig, size: int | None = None) -> layers.RMSNorm:
+    """A norm of hidden states, or of vectors of another size."""
+    size = size or config.hidden_size
+    return layers.RMSNorm(size, config.rms_norm_eps, unit_offset=config.unit_offset, wide=config.wide_norms)
 
 
 class GatedBlock(nnx.Module):

@@ -6,7 +6,7 @@ from typing import Any
 
 from neuroal_jax.models import gated, hf_config
 
-_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 _KEYS = ("attention_bias", "attn_logit_softcapping", "final_logit_softcapping")
 
 
@@ -31,17 +31,12 @@ def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
         qkv_bias=bias,
         o_bias=bias,
         unit_offset=True,
-        norms=_NORMS,
+        norms=NORMS,
         embedding_scale=parsed.hidden_size**0.5,
         scale=hf_config.take_float(config, "query_pre_attn_scalar", 256) ** -0.5,
-        softcap=_softcap(config, "attn_logit_softcapping", 50.0),
-        logit_softcap=_softcap(config, "final_logit_softcapping", 30.0),
+        softcap=hf_config.take_optional_float(config, "attn_logit_softcapping", 50.0),
+        logit_softcap=hf_config.take_optional_float(config, "final_logit_softcapping", 30.0),
     )
-
-
-def _softcap(config: Mapping[str, Any], key: str, default: float) -> float | None:
-    """A softcap; null switches it off, absence means the default."""
-    return None if key in config and config[key] is None else hf_config.take_float(config, key, default)
 
 
 FAMILY = gated.family(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.models.hf_config import take_bool, take_float, take_int
@@ -16,6 +16,7 @@ from neuroal_jax.models.hf_config import take_bool, take_float, take_int
 ROPE_ATTRIBUTES = frozenset(
     {"original_max_position_embeddings", "partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta"}
 )
+_ROTATIONS = ("rope_parameters", "rope_scaling", "rope_theta")
 _KINDS = ("default", "dynamic", "linear", "llama3", "yarn")
 
 
@@ -59,6 +60,38 @@ def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
             shown = ", ".join(f"{key} {found[0].get(key)!r} and {values.get(key)!r}" for key in differing)
             raise UserError(f"config.json: rope_scaling and rope_parameters contradict each other: {shown}: remove one")
     return found[0] if found else {"rope_theta": 10000.0, **outside, "rope_type": "default"}
+
+
+def rope_of_layer_type(
+    config: Mapping[str, Any], layer_type: str, *, theta_key: str, theta: float, scaled: bool
+) -> dict[str, Any]:
+    """A config whose layer types have rotations of their own, as a config of layers of one type would be written.
+
+    Args:
+        config: config.json; `rope_parameters` has an object for each type (transformers 5), or there are attributes for
+            each (transformers 4).
+        layer_type: The type, as in `layer_types`.
+        theta_key: The attribute that was the type's base.
+        theta: Its base where the config does not say.
+        scaled: Whether `rope_scaling` is the type's.
+
+    Raises:
+        UserError: If `rope_parameters` is no object of objects.
+    """
+    given = config.get("rope_parameters")
+    if given is not None and not (
+        isinstance(given, Mapping) and all(isinstance(value, Mapping | None) for value in given.values())
+    ):
+        raise UserError(
+            f"config.json: rope_parameters is {str(given)[:80]}, expected an object with a rotation for each layer type"
+        )
+    own = (given or {}).get(layer_type) or {}
+    base = theta if config.get(theta_key) is None else config[theta_key]
+    if "rope_theta" in own and config.get(theta_key) is None:
+        base = own["rope_theta"]
+    flat = {key: value for key, value in config.items() if key not in _ROTATIONS and key != theta_key}
+    flat |= {"rope_theta": base, "rope_parameters": own}
+    return flat | ({"rope_scaling": config.get("rope_scaling")} if scaled else {})
 
 
 def _one_place(config: Mapping[str, Any], key: str, outside: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,11 +230,27 @@ def _ramp(head_dim: int, rope: Rope) -> Float[np.ndarray, "half"]:
     return np.clip((np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
 
 
-def rotate(x: Float[Array, "b t n h"], rope: Rope) -> Float[Array, "b t n h"]:
-    """Rotates dimension i against i + h/2, Hugging Face's layout of rotary embeddings."""
-    frequencies = rope_frequencies(x.shape[3], rope, x.shape[1])
-    angles = np.arange(x.shape[1], dtype=np.float32)[:, None, None] * frequencies
+def rotate(x: Float[Array, "b t n h"], *ropes: Rope | None, which: Int[Array, ""] | int = 0) -> Float[Array, "b t n h"]:
+    """Rotates dimension i against i + h/2, Hugging Face's layout of rotary embeddings.
+
+    Args:
+        x: Queries or keys.
+        ropes: The rotations that a model has; None is none at all.
+        which: The number of the one to take, where blocks differ.
+    """
+    tables = [_cos_and_sin(x.shape[3], rope, x.shape[1]) for rope in ropes]
     # Constants of the program: XLA would compute a sine or cosine again for every sequence, head and use.
-    cos, sin = (jnp.asarray(table(angles) * np.float32(rope.attention_factor), x.dtype) for table in (np.cos, np.sin))
+    cos, sin = (jnp.asarray(np.stack(table), x.dtype)[which] for table in zip(*tables, strict=True))
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _cos_and_sin(
+    head_dim: int, rope: Rope | None, tokens: int
+) -> tuple[Float[np.ndarray, "t 1 half"], Float[np.ndarray, "t 1 half"]]:
+    """What `rotate` multiplies queries and keys by, at every position."""
+    if rope is None:
+        return np.ones((tokens, 1, head_dim // 2), np.float32), np.zeros((tokens, 1, head_dim // 2), np.float32)
+    angles = np.arange(tokens, dtype=np.float32)[:, None, None] * rope_frequencies(head_dim, rope, tokens)
+    factor = np.float32(rope.attention_factor)
+    return np.cos(angles) * factor, np.sin(angles) * factor
