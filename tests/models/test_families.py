@@ -25,6 +25,10 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 16,
 }
 SMALL = {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
+GRANITE = {
+    "attention_multiplier": 0.15, "embedding_multiplier": 6.0, "logits_scaling": 3.0, "residual_multiplier": 0.22,
+    "tie_word_embeddings": True,
+}  # fmt: skip
 VARIANTS = {
     "llama multi-head": {"num_key_value_heads": 4},
     "llama grouped-query": {},
@@ -68,6 +72,15 @@ VARIANTS = {
             "full_attention": {"rope_type": "linear", "rope_theta": 900.0, "factor": 8.0},
         },
     },
+    "granite": {"family": "granite", **GRANITE},
+    "granite biases, untied": {
+        "family": "granite", **GRANITE, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False,
+    },
+    "granite without factors, wide heads": {"family": "granite", "head_dim": 12, **SMALL},
+    "olmo2": {"family": "olmo2", "num_key_value_heads": 4, **SMALL},
+    "olmo2 grouped-query": {"family": "olmo2", "rope_theta": 500.0, **SMALL},
+    "olmo2 biases, tied": {"family": "olmo2", "attention_bias": True, "tie_word_embeddings": True, **SMALL},
+    "olmo2 wide heads": {"family": "olmo2", "head_dim": 12, "num_key_value_heads": 1, **SMALL},
     "opt": {"family": "opt", "ffn_dim": 56},
     "opt 350m": {"family": "opt", "ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
     "opt no biases": {"family": "opt", "ffn_dim": 40, "enable_bias": False, "layer_norm_elementwise_affine": False},
@@ -166,14 +179,25 @@ ONE_OF_EACH = {
     "gemma": {"head_dim": 8, **SMALL},
     "gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},
     "gemma3_text": {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2, **SMALL},
+    "granite": GRANITE,
     "llama": {},
     "mistral": {"sliding_window": 9},
+    "olmo2": SMALL,
     "opt": {"ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
     "phi": {"qk_layernorm": True},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
 }
-LLAMA_LIKE = ("gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3")  # their blocks are made of Llama's parts
+LLAMA_LIKE = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "mistral",
+    "olmo2",
+    "qwen2",
+    "qwen3",
+)  # their blocks are made of Llama's parts
 
 
 def test_each_registered_family_is_tested():
