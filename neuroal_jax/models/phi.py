@@ -16,8 +16,8 @@ from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rope_values, rotate, 
 
 # Attention and MLP read the same input, so what `dense` feeds is, like what fc2 feeds, the next block's input.
 LINEARS = (
-    LinearSpec("self_attn.q_proj", reads="block_input", feeds="attention_output"),
-    LinearSpec("self_attn.k_proj", reads="block_input", feeds="attention_output", grouped=True),
+    LinearSpec("self_attn.q_proj", reads="block_input", feeds="attention_output", selects=True),
+    LinearSpec("self_attn.k_proj", reads="block_input", feeds="attention_output", grouped=True, selects=True),
     LinearSpec("self_attn.v_proj", reads="block_input", feeds="attention_output", grouped=True),
     LinearSpec("self_attn.dense", reads="attention_output", feeds="block_input", feeds_next_block=True),
     LinearSpec("mlp.fc1", reads="block_input", feeds="mlp_hidden", in_mlp=True),
