@@ -15,10 +15,12 @@ FAMILIES = {
     "gemma": "neuroal_jax.models.gemma",
     "gemma2": "neuroal_jax.models.gemma2",
     "gemma3_text": "neuroal_jax.models.gemma3_text",
+    "gpt_neox": "neuroal_jax.models.gpt_neox",
     "llama": "neuroal_jax.models.llama",
     "mistral": "neuroal_jax.models.mistral",
     "opt": "neuroal_jax.models.opt",
     "phi": "neuroal_jax.models.phi",
+    "phi3": "neuroal_jax.models.phi3",
     "qwen2": "neuroal_jax.models.qwen2",
     "qwen3": "neuroal_jax.models.qwen3",
 }

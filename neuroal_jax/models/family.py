@@ -31,6 +31,15 @@ class Rows:
     selects: bool = False
 
 
+# The parts of the usual fused linears, in their order.
+QKV = (
+    Rows("attention_output", selects=True),
+    Rows("attention_output", grouped=True, selects=True),
+    Rows("attention_output", grouped=True),
+)
+GATE_UP = (Rows("mlp_hidden", selects=True), Rows("mlp_hidden"))
+
+
 @dataclass(frozen=True)
 class LinearSpec:
     """One prunable linear of a block.
