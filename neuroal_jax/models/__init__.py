@@ -14,10 +14,15 @@ from neuroal_jax.models.unsupported import refusal
 FAMILIES = {
     "gemma": "neuroal_jax.models.gemma",
     "gemma2": "neuroal_jax.models.gemma2",
+    "gemma3_text": "neuroal_jax.models.gemma3_text",
+    "granite": "neuroal_jax.models.granite",
+    "gpt_neox": "neuroal_jax.models.gpt_neox",
     "llama": "neuroal_jax.models.llama",
     "mistral": "neuroal_jax.models.mistral",
+    "olmo2": "neuroal_jax.models.olmo2",
     "opt": "neuroal_jax.models.opt",
     "phi": "neuroal_jax.models.phi",
+    "phi3": "neuroal_jax.models.phi3",
     "qwen2": "neuroal_jax.models.qwen2",
     "qwen3": "neuroal_jax.models.qwen3",
 }

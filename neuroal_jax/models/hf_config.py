@@ -15,7 +15,8 @@ _HARMLESS = frozenset(
     _attn_implementation _experts_implementation _name_or_path architectures attention_dropout base_model_ep_plan
     base_model_pp_plan base_model_tp_plan bos_token_id chunk_size_feed_forward dtype eos_token_id id2label
     initializer_range is_encoder_decoder label2id model_type name_or_path num_labels output_attentions
-    output_hidden_states pad_token_id pretraining_tp problem_type return_dict torch_dtype transformers_version use_cache
+    output_hidden_states pad_token_id pretraining_tp problem_type return_dict torch_dtype transformers_version
+    unk_token_id use_cache
     """.split()
 )
 # The types of JSON that some of them have; transformers loads no config with others.
@@ -171,6 +172,11 @@ def take_float(config: Mapping[str, Any], key: str, default: float | None = None
         found = f"is {value!r}" if key in config else "is missing"
         raise UserError(f"config.json: {key} {found}, expected a positive number")
     return float(value)
+
+
+def take_optional_float(config: Mapping[str, Any], key: str, default: float | None = None) -> float | None:
+    """A positive number from a config; null, or absence without a default, is None."""
+    return None if config.get(key, default) is None else take_float(config, key, default)
 
 
 def take_bool(config: Mapping[str, Any], key: str, default: bool) -> bool:
