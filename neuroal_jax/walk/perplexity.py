@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from neuroal_jax.checkpoint.opened import Checkpoint
+from neuroal_jax.data.tokens import token_hash
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks.budget import prunable_weights
 from neuroal_jax.walk import programs
@@ -32,8 +33,10 @@ def perplexity(
     """
     model = "dense" if results is None else "pruned"
     of_block = prunable_weights(blocks.checkpoint.linear_shapes(), 1)
-    steps = blocks.begin(f"{model}-perplexity", lambda done: advance(done * of_block))
+    about = {"tokens": token_hash(windows)} if results is None else None
+    steps = blocks.begin(f"{model}-perplexity", lambda done: advance(done * of_block), about)
     if steps.first > blocks.last:
+        advance(math.prod(blocks.checkpoint.head_shape()))
         return float(steps.outputs[blocks.last]["perplexity"])
     batches = evaluation_batches(windows)
     hidden = steps.hidden(lambda: blocks.embed(batches))

@@ -1,12 +1,15 @@
 """Scoring candidates: how well does a model that is pruned as each says follow the dense one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from neuroal_jax.allocation.problem import Differences
+from neuroal_jax.data.tokens import token_hash
 from neuroal_jax.numerics.selection import Counts
+from neuroal_jax.resume.measured import digest
 from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Advance, Blocks, ignore, repeated
 from neuroal_jax.walk.method import Method
@@ -44,24 +47,27 @@ def score(
     spec, method, needs = blocks.spec, method.unrefined, dense_needs(method)
     groups = [list(candidates[start : start + batch]) for start in range(0, len(candidates), batch)]
     counted = method.sequence_weights(len(windows))
-    steps = blocks.begin("search", lambda done: advance(done * len(candidates)))
-    hidden = steps.hidden(lambda: [repeated(blocks.embed([windows])[0], batch) for _ in groups])
+    about = {**_about(method, objective, windows, candidates), "candidates together": batch}
+    steps = blocks.begin("search", lambda done: advance(done * len(candidates)), about)
+    hidden = steps.hidden(lambda: blocks.embed([windows]))  # one for all; behind the first block, one per group
     scores = np.zeros((len(groups), batch, blocks.last + 1, len(spec.linears)))
     for block, output in enumerate(steps.outputs):
         scores[:, :, block] = output["scores"]
     for block, weights in blocks.read(steps.first):
         same = block == 0  # no candidate differs from the others yet
-        shared = repeated(programs.dense_run(spec, needs, weights, hidden[0][0]), batch) if same else None
+        shared = repeated(programs.dense_run(spec, needs, weights, hidden[0]), batch) if same else None
+        entering, hidden = hidden, []
         for index, group in enumerate(groups):
             padded = group + [group[-1]] * (batch - len(group))
             quotas = jax.tree.map(lambda *leaves: np.stack(leaves), *(candidate[block] for candidate in padded))
-            statistics = shared or programs.dense_runs(spec, needs, weights, hidden[index])
+            of_group = repeated(entering[0], batch) if same else entering[index]
+            statistics = shared or programs.dense_runs(spec, needs, weights, of_group)
             pruned = programs.prune_candidates(spec, method, weights, statistics, quotas)
             blocks.check_damping(block, pruned.damping)
             compare = programs.compare_last if block == blocks.last else programs.compare
             squares = _squares(statistics)
-            compared = compare(spec, objective, weights.rest, pruned.kept, hidden[index], squares, counted)
-            hidden[index] = compared.hidden
+            compared = compare(spec, objective, weights.rest, pruned.kept, of_group, squares, counted)
+            hidden.append(compared.hidden)
             scores[index, :, block] = compared.scores
             blocks.check_finite(block, scores[index, :, block].sum(axis=0))
             advance(len(group))
@@ -81,7 +87,7 @@ def align(
     spec, method, needs = blocks.spec, method.unrefined, dense_needs(method)
     counted = method.sequence_weights(len(windows))
     one_candidate = jax.tree.map(lambda leaf: np.asarray(leaf)[None], counts)
-    steps = blocks.begin("alignment", advance)
+    steps = blocks.begin("alignment", advance, _about(method, objective, windows, [counts]))
     hidden = steps.hidden(lambda: repeated(blocks.embed([windows]), 1))
     scores = [output["scores"] for output in steps.outputs]
     differences = [output["differences"] for output in steps.outputs]
@@ -103,6 +109,27 @@ def align(
 def _squares(statistics: programs.StatisticsOfInputs) -> programs.StatisticsOfInputs:
     """Of all statistics, what candidates are compared by."""
     return {name: {"squares": of_input["squares"]} for name, of_input in statistics.items()}
+
+
+def _about(method: Method, objective: Objective, windows: np.ndarray, candidates: Sequence[Counts]) -> dict[str, Any]:
+    """What scores depend on beside the model; where its weights are zero, which quotas may tell too, is its own."""
+    quotas = {
+        f"{number}/{block}/{linear}/{'zeros' if quota.zeros is None else 'zeros first'}": quota
+        for number, counts in enumerate(candidates)
+        for block, of_block in enumerate(counts)
+        for linear, quota in of_block.items()
+    }
+    arrays = {
+        f"{name}/{part}": np.asarray(getattr(quota, part))
+        for name, quota in quotas.items()
+        for part in ("pruned", "ties")
+    }
+    return {
+        "tokens": token_hash(windows),
+        "method": repr(method),
+        "objective": f"{objective.__module__}.{objective.__qualname__}",
+        "counts": digest(arrays),
+    }
 
 
 def candidates_together(sizes: Sequence[int], limit: int) -> int:
