@@ -51,7 +51,7 @@ def in_jax(model: str, dtype: str, masks: Path | None) -> Perplexity:
     """
     from neuroal_jax.checkpoint.opened import open_checkpoint
     from neuroal_jax.masks.file import masks_of
-    from neuroal_jax.walk.blocks import Blocks, batch_size
+    from neuroal_jax.walk.blocks import Blocks
     from neuroal_jax.walk.final import BlockResult
     from neuroal_jax.walk.perplexity import perplexity
 
@@ -64,7 +64,7 @@ def in_jax(model: str, dtype: str, masks: Path | None) -> Perplexity:
             results[block].packed[linear] = packed[name]
 
     def measure(windows: np.ndarray) -> float:
-        return perplexity(Blocks(checkpoint, dtype, batch_size(windows.shape[1], len(windows))), windows, results)
+        return perplexity(Blocks(checkpoint, dtype), windows, results)
 
     return measure
 

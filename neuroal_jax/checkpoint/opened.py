@@ -96,6 +96,12 @@ class Checkpoint:
         shapes = self.linear_shapes()
         return {linear.reads: shapes[linear.name][1] for linear in self.family.linears}
 
+    def head_shape(self) -> tuple[int, int]:
+        """Tokens of the vocabulary, and the width in which the head looks at them."""
+        (name,) = [rule.hf for path, rule in self._rules_of("head") if path == "embedding"]
+        shape = self.source.infos[name].shape
+        return shape[0], shape[1]
+
     def read(self, name: str) -> np.ndarray:
         """One tensor by Hugging Face name, checked for NaN and infinity the first time.
 

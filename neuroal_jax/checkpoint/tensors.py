@@ -17,6 +17,7 @@ FLOAT_DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_PIECE = 2**20  # elements
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,13 @@ def parameter_names(stored: Iterable[str], expected: Collection[str]) -> dict[st
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Whether no element is NaN or infinite; works on the bits of half-precision tensors, which NumPy is slow on."""
+    """Whether no element is NaN or infinite; looks at a piece at a time, as it takes memory beside what it looks at."""
+    flat = array.reshape(-1)
+    return all(_is_finite(flat[start : start + _PIECE]) for start in range(0, flat.size, _PIECE))
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Works on the bits of half-precision tensors, which NumPy is slow on."""
     if array.dtype.itemsize == 2:
         exponent = np.uint16(0x7C00 if array.dtype == np.float16 else 0x7F80)
         return not np.any((array.view(np.uint16) & exponent) == exponent)

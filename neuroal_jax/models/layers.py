@@ -25,6 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "tanh": jnp.tanh,
 }
+VOCABULARY_PARAMS = ("embedding", "bias")  # of every head: the parameters that have a row, or a number, for each token
 
 
 def linear(inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs) -> nnx.Linear:

@@ -19,7 +19,7 @@ from neuroal_jax.search.walked import WalkedModel
 from neuroal_jax.walk import final
 from neuroal_jax.walk.blocks import Blocks, batch_size
 from neuroal_jax.walk.final import BlockResult, MoveUpdated
-from neuroal_jax.walk.perplexity import perplexity
+from neuroal_jax.walk.perplexity import perplexity, work
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def compute(
         def evaluate(model: str, results: list[BlockResult] | None) -> None:
             for name, windows in evaluations.items():
                 title = f"{model} perplexity"
-                with clock(f"perplexity_{model}"), progress(title, checkpoint.num_blocks, "block") as advance:
+                with clock(f"perplexity_{model}"), progress(title, work(checkpoint), "weight") as advance:
                     token_ppl[name][model] = perplexity(blocks, windows.ids, results, advance)
                 console.print_perplexity(model, token_ppl[name][model], windows)
 

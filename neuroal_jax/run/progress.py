@@ -16,7 +16,8 @@ log = logging.getLogger("neuroal_jax")
 def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
     """A bar on stderr, unless messages are switched off."""
     quiet = not log.isEnabledFor(logging.INFO)
-    with tqdm(total=total, desc=title, unit=unit, disable=quiet, leave=False) as bar:
+    large = total >= 10_000  # 1.3M instead of 1300000
+    with tqdm(total=total, desc=title, unit=unit, unit_scale=large, disable=quiet, leave=False) as bar:
         yield bar.update
 
 

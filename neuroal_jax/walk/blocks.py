@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.errors import UserError
 from neuroal_jax.machine.memory import return_freed
+from neuroal_jax.models.layers import VOCABULARY_PARAMS
 from neuroal_jax.numerics.cholesky import DAMPING
 from neuroal_jax.numerics.statistics import STATISTICS, Statistics
 from neuroal_jax.resume.state import State, Steps
@@ -25,6 +26,9 @@ Batches = list[Float[Array, "b t d"]]  # hidden states, or other arrays of equal
 
 # Tokens in one compiled call. Fixed, so that results do not depend on how much memory a machine has.
 _BATCH_TOKENS = 16384
+_EVALUATION_TOKENS = 4096  # of texts, which come in all lengths
+# Of the vocabulary in one compiled call, so that logits of a window stay small beside its activations. Fixed likewise.
+_SLICE_TOKENS = 16384
 # At least so long between two returns of freed memory to the system, as to have its pages again takes some 0.05 s. With
 # none at all the peak would grow: the next block's arrays, and what compiling leaves, come before it is used again.
 _RETURN_SECONDS = 2
@@ -33,6 +37,12 @@ _RETURN_SECONDS = 2
 def batch_size(seqlen: int, sequences: int) -> int:
     """How many of `sequences` sequences of `seqlen` tokens go in one compiled call."""
     return max(1, min(_BATCH_TOKENS // seqlen, sequences))
+
+
+def evaluation_batches(windows: np.ndarray) -> list[np.ndarray]:
+    """Batches of windows `[n, tokens]`, of one size for all texts; the last one holds what is left over."""
+    size = max(1, _EVALUATION_TOKENS // windows.shape[1])
+    return [windows[first : first + size] for first in range(0, len(windows), size)]
 
 
 def ignore(units: int) -> None:
@@ -45,11 +55,12 @@ class Blocks:
     Attributes:
         checkpoint: The opened model.
         spec: A block's structure.
+        head: The head's structure.
         dtype: Compute dtype of weights and hidden states.
-        batch: Sequences per compiled call, outside of searches; see `batch_size`.
+        batch: Calibration sequences per compiled call, outside of searches; see `batch_size`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: str, batch: int, state: State | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: str, batch: int = 1, state: State | None = None) -> None:
         """Takes an opened model; `state` is what is kept of an interrupted run, and of this one: by default nothing."""
         family, config = checkpoint.family, checkpoint.config
         self.checkpoint = checkpoint
@@ -57,7 +68,8 @@ class Blocks:
         self.batch = batch
         self.spec = BlockSpec(_graph(family.block, config), family.linears)
         self._state = state or State()
-        self._stem, self._head = (_graph(build, config) for build in (family.stem, family.head))
+        self.head = _graph(family.head, config)
+        self._stem = _graph(family.stem, config)
 
     @property
     def last(self) -> int:
@@ -111,15 +123,29 @@ class Blocks:
         return list(padded.reshape(-1, self.batch, windows.shape[1]))
 
     def embed(self, batches: list[np.ndarray]) -> Batches:
-        """The first block's input for batches of token ids."""
-        stem = self.put(self.checkpoint.read_part("stem"))
-        return [programs.embed(self._stem, stem, batch) for batch in batches]
+        """The first block's input for batches of token ids.
 
-    def losses(self, hidden: Batches, batches: list[np.ndarray]) -> np.ndarray:
-        """Mean next-token loss of every window, from the last block's outputs."""
-        head = self.put(self.checkpoint.read_part("head"))
-        pairs = zip(hidden, batches, strict=True)
-        return np.concatenate([np.asarray(programs.window_losses(self._head, head, h, ids)) for h, ids in pairs])
+        Of a large table only the rows of these tokens reach the device, as many as there are positions.
+        """
+        stem, tokens = self.checkpoint.read_part("stem"), np.concatenate([batch.ravel() for batch in batches])
+        if tokens.size < len(stem["embedding"]):
+            used = np.unique(tokens)
+            stem["embedding"] = stem["embedding"][np.resize(used, tokens.size)]
+            batches = [np.searchsorted(used, batch).astype(np.int32) for batch in batches]
+        params = self.put(stem)
+        return [programs.embed(self._stem, params, batch) for batch in batches]
+
+    def head_slices(self) -> Iterator[tuple[int, dict[str, Array]]]:
+        """The head's parameters for a slice of the vocabulary at a time, on the device, and the slice's first token.
+
+        Its table is held as it is stored. Whoever reads logits streams what it needs of them, see `numerics.softmax`;
+        all batches go through one slice before the next one comes.
+        """
+        head = self.checkpoint.read_part("head")
+        vocabulary = len(head["embedding"])
+        for first in range(0, vocabulary, _SLICE_TOKENS):
+            part = slice(first, first + _SLICE_TOKENS)
+            yield first, self.put({path: x[part] if path in VOCABULARY_PARAMS else x for path, x in head.items()})
 
     def new_statistics(self, needs: tuple[str, ...], sequences: int) -> programs.State:
         """What statistics of every input begin with, of `sequences` sequences and what fills up their last batch."""

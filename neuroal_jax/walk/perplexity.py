@@ -1,14 +1,17 @@
 """Token perplexity, of the dense model or of one that is pruned on the fly."""
 
+import math
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
+from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.data.tokens import token_hash
 from neuroal_jax.errors import UserError
+from neuroal_jax.masks.budget import prunable_weights
 from neuroal_jax.walk import programs
-from neuroal_jax.walk.blocks import Advance, Blocks, ignore
+from neuroal_jax.walk.blocks import Advance, Batches, Blocks, evaluation_batches, ignore
 from neuroal_jax.walk.final import BlockResult
 from neuroal_jax.walk.programs import Weights
 
@@ -22,17 +25,20 @@ def perplexity(
         blocks: The model.
         windows: Token ids `[n, tokens]`.
         results: What to prune with on the fly; None for the dense model.
-        advance: Told 1 after every block.
+        advance: Told the weights of every block, and of every slice of the head, after it; see `work`.
 
     Raises:
         UserError: If the loss is not finite, naming the block and the linear where it began.
             (A finite loss of 710 nats or more has a perplexity beyond a float's range: infinity.)
     """
     model = "dense" if results is None else "pruned"
-    steps = blocks.begin(f"{model}-perplexity", advance, {"tokens": token_hash(windows)} if results is None else None)
+    of_block = prunable_weights(blocks.checkpoint.linear_shapes(), 1)
+    about = {"tokens": token_hash(windows)} if results is None else None
+    steps = blocks.begin(f"{model}-perplexity", lambda done: advance(done * of_block), about)
     if steps.first > blocks.last:
+        advance(math.prod(blocks.checkpoint.head_shape()))
         return float(steps.outputs[blocks.last]["perplexity"])
-    batches = blocks.batches(windows)
+    batches = evaluation_batches(windows)
     hidden = steps.hidden(lambda: blocks.embed(batches))
     for block, weights in blocks.read(steps.first):
         weights = _pruned(blocks, weights, results[block]) if results else weights
@@ -40,8 +46,8 @@ def perplexity(
         jax.block_until_ready(hidden)
         if block < blocks.last:
             steps.record(block, hidden)
-        advance(1)
-    loss = float(blocks.losses(hidden, batches)[: len(windows)].mean(dtype=np.float64))
+        advance(of_block)
+    loss = float(_losses(blocks, hidden, batches, advance).mean(dtype=np.float64))
     if not np.isfinite(loss):
         _find_overflow(blocks, batches, results)
         raise UserError(f"the {model} model's loss is {loss} in {blocks.dtype}: try --dtype float32")
@@ -49,6 +55,22 @@ def perplexity(
         found = float(np.exp(loss))
     steps.record(blocks.last, [], {"perplexity": np.float64(found)})
     return found
+
+
+def work(checkpoint: Checkpoint) -> int:
+    """What `perplexity` tells `advance` in all: the weights that every token is multiplied by."""
+    return prunable_weights(checkpoint.linear_shapes(), checkpoint.num_blocks) + math.prod(checkpoint.head_shape())
+
+
+def _losses(blocks: Blocks, hidden: Batches, batches: list[np.ndarray], advance: Advance) -> np.ndarray:
+    """Mean next-token loss of every window, from the last block's outputs."""
+    found = [programs.no_next_tokens(batch) for batch in batches]
+    for first, params in blocks.head_slices():
+        for index, batch in enumerate(batches):
+            found[index] = programs.add_logits(blocks.head, params, hidden[index], batch, first, found[index])
+        jax.block_until_ready(found)
+        advance(params["embedding"].size)
+    return np.concatenate([np.asarray(programs.window_losses(of_batch)) for of_batch in found])
 
 
 def _pruned(blocks: Blocks, weights: Weights, result: BlockResult) -> Weights:
@@ -63,6 +85,6 @@ def _find_overflow(blocks: Blocks, batches: list[np.ndarray], results: Sequence[
     for block, weights in blocks.read():
         weights = _pruned(blocks, weights, results[block]) if results else weights
         for index, h in enumerate(hidden):
-            empty = blocks.new_statistics(("squares",), blocks.batch)
-            hidden[index], found = programs.observe(blocks.spec, weights, h, empty, 0, blocks.batch)
-            blocks.finished_statistics(block, found, blocks.batch)
+            empty = blocks.new_statistics(("squares",), len(h))
+            hidden[index], found = programs.observe(blocks.spec, weights, h, empty, 0, len(h))
+            blocks.finished_statistics(block, found, len(h))

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
 from neuroal_jax.machine.programs import program
 from neuroal_jax.models.family import LinearSpec
+from neuroal_jax.numerics import softmax
 from neuroal_jax.numerics.selection import Quotas
+from neuroal_jax.numerics.softmax import Normalizer
 from neuroal_jax.numerics.statistics import STATISTICS, Statistics, measure, norms
 from neuroal_jax.refine import NONE
 from neuroal_jax.walk.method import Method
@@ -308,16 +310,55 @@ def compare_last(
     return _compare(spec, objective, rest, kept, hidden, statistics, counted)._replace(hidden=None)
 
 
+class NextTokens(NamedTuple):
+    """What is known of the next tokens of every window, from the slices of the vocabulary so far (fp32).
+
+    Attributes:
+        normalizer: Of the logits.
+        chosen: The logit of the token that comes next.
+    """
+
+    normalizer: Normalizer
+    chosen: Float[Array, "b u"]
+
+
+def no_next_tokens(windows: Int[np.ndarray, "b t"]) -> NextTokens:
+    """What is known of the next tokens of windows before the first slice."""
+    shape = (len(windows), windows.shape[1] - 1)
+    return NextTokens(softmax.no_logits(shape), jnp.zeros(shape))
+
+
 @program(static=1)
-def window_losses(
-    graph: nnx.GraphDef, params: dict[str, Array], hidden: Float[Array, "b t d"], tokens: Integer[Array, "b t"]
-) -> Float[Array, "b"]:
-    """Mean next-token loss of each window, in nats; logits exist for one window at a time."""
+def add_logits(
+    graph: nnx.GraphDef,
+    params: dict[str, Array],
+    hidden: Float[Array, "b t d"],
+    tokens: Integer[Array, "b t"],
+    first: Int[Array, ""],
+    before: NextTokens,
+) -> NextTokens:
+    """Takes in the logits of a slice of the vocabulary, which begins with token `first`, for one window at a time.
+
+    Args:
+        graph: The head's structure.
+        params: The head's parameters, of the slice.
+        hidden: The last block's output.
+        tokens: The windows.
+        first: Token id.
+        before: Of the slices so far.
+    """
     head = module_from(graph, params)
 
-    def of_window(window: tuple[Array, Array]) -> Array:
-        hidden, tokens = window
+    def of_window(window: tuple[Array, Array, NextTokens]) -> NextTokens:
+        hidden, tokens, before = window
         logits = head(hidden[:-1]).astype(jnp.float32)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:]))
+        chosen = softmax.choose(before.chosen, logits, tokens[1:], first)
+        return NextTokens(softmax.add(before.normalizer, logits), chosen)
 
-    return jax.lax.map(of_window, (hidden, tokens))
+    return jax.lax.map(of_window, (hidden, tokens, before))
+
+
+@program()
+def window_losses(found: NextTokens) -> Float[Array, "b"]:
+    """Mean next-token loss of each window, in nats."""
+    return jnp.mean(softmax.losses(found.normalizer, found.chosen), axis=1)

@@ -49,23 +49,25 @@ def score(
     counted = method.sequence_weights(len(windows))
     about = {**_about(method, objective, windows, candidates), "candidates together": batch}
     steps = blocks.begin("search", lambda done: advance(done * len(candidates)), about)
-    hidden = steps.hidden(lambda: [repeated(blocks.embed([windows])[0], batch) for _ in groups])
+    hidden = steps.hidden(lambda: blocks.embed([windows]))  # one for all; behind the first block, one per group
     scores = np.zeros((len(groups), batch, blocks.last + 1, len(spec.linears)))
     for block, output in enumerate(steps.outputs):
         scores[:, :, block] = output["scores"]
     for block, weights in blocks.read(steps.first):
         same = block == 0  # no candidate differs from the others yet
-        shared = repeated(programs.dense_run(spec, needs, weights, hidden[0][0]), batch) if same else None
+        shared = repeated(programs.dense_run(spec, needs, weights, hidden[0]), batch) if same else None
+        entering, hidden = hidden, []
         for index, group in enumerate(groups):
             padded = group + [group[-1]] * (batch - len(group))
             quotas = jax.tree.map(lambda *leaves: np.stack(leaves), *(candidate[block] for candidate in padded))
-            statistics = shared or programs.dense_runs(spec, needs, weights, hidden[index])
+            of_group = repeated(entering[0], batch) if same else entering[index]
+            statistics = shared or programs.dense_runs(spec, needs, weights, of_group)
             pruned = programs.prune_candidates(spec, method, weights, statistics, quotas)
             blocks.check_damping(block, pruned.damping)
             compare = programs.compare_last if block == blocks.last else programs.compare
             squares = _squares(statistics)
-            compared = compare(spec, objective, weights.rest, pruned.kept, hidden[index], squares, counted)
-            hidden[index] = compared.hidden
+            compared = compare(spec, objective, weights.rest, pruned.kept, of_group, squares, counted)
+            hidden.append(compared.hidden)
             scores[index, :, block] = compared.scores
             blocks.check_finite(block, scores[index, :, block].sum(axis=0))
             advance(len(group))

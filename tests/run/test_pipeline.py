@@ -185,14 +185,15 @@ def test_an_allocation_file_moves_to_another_sparsity(llama, tokens, tmp_path, f
 def test_each_walk_function_is_traced_once(make_llama, tokens, tmp_path, blocks, lambdas):
     model = make_llama(num_hidden_layers=blocks, **untraced(100 + 10 * blocks + lambdas.count(",")))
     result = run(model, tokens, tmp_path / "out", block_lambdas=lambdas, row_lambdas=lambdas, candidate_batch=2)
-    walks = {"embed", "run", "add_statistics", "prune", "window_losses"}
+    walks = {"embed", "run", "add_statistics", "prune", "add_logits", "window_losses"}
     walks |= {"dense_run", "dense_runs", "prune_candidates", "compare", "compare_last"}
     traces = dict(result.manifest["traces"])
     assert traces.pop("apply_masks", 1) == 1  # depends on the weights' shapes alone: an earlier test's may serve
     assert set(traces) == walks
-    # The stem sees two shapes, the search's batch and the walk's; everything that walks the blocks sees one.
-    assert {name: traces[name] for name in walks - {"embed"}} == dict.fromkeys(walks - {"embed"}, 1)
-    assert traces["embed"] <= 2
+    # Of calibration, search and evaluation, the stem sees all shapes, and a block that only runs all but the search's.
+    assert traces.pop("embed") <= 3
+    assert traces.pop("run") == 2
+    assert set(traces.values()) == {1}
 
 
 def test_reference_budget_misses_the_target_as_the_released_code_does(llama, tokens, tmp_path):
@@ -420,9 +421,9 @@ def test_traces_are_told_once_with_what_they_were_for(llama):
     with watched_traces() as traces:
         for _ in range(2):
             perplexity(blocks, np.zeros((1, 11), np.int32))
-    expected = {"embed": programs.embed, "run": programs.run, "window_losses": programs.window_losses}
+    expected = {name: getattr(programs, name) for name in ("embed", "run", "add_logits", "window_losses")}
     assert {trace.name: trace.compiled for trace in traces} == expected
-    assert len(traces) == 3
+    assert len(traces) == 4
     hidden = traces[1].arguments[-1]
     assert (hidden.shape, hidden.dtype) == ((1, 11, 32), np.float32)
 

@@ -21,7 +21,8 @@ TRACES = {
     "wanda": {"embed": 1, "add_statistics": 1, "prune": 1, "run": 1},
     "sparsegpt": {"embed": 1, "add_statistics": 1, "prune": 1, "run": 1},
     "multiflow": {
-        **{"embed": 1, "run": 1, "window_losses": 1, "dense_run": 1, "dense_runs": 1, "compare": 1, "compare_last": 1},
+        **{"embed": 2, "run": 2, "add_logits": 1, "window_losses": 1},
+        **{"dense_run": 1, "dense_runs": 1, "compare": 1, "compare_last": 1},
         **{"prune_candidates": 1, "add_statistics": 1, "prune": 1, "apply_masks": 1},
     },
 }

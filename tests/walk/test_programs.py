@@ -34,7 +34,7 @@ def run(model, tokens, out, **options):
 
 def test_another_pruner_has_its_own_programs_traced_and_no_others(make_llama, tokens, tmp_path):
     model = make_llama(**untraced(97))
-    assert run(model, tokens, tmp_path / "first", pruner="wanda", allocation="uniform")["run"] == 1
+    assert run(model, tokens, tmp_path / "first", pruner="wanda", allocation="uniform")["add_statistics"] == 1
     for pruner in ("magnitude", "multiflow"):
         assert run(model, tokens, tmp_path / pruner, pruner=pruner, allocation="uniform") == {"prune": 1}
 
@@ -73,7 +73,8 @@ def traces(make_llama, tokens, tmp_path_factory):
 
 def test_the_traces_are_those_of_every_method(traces):
     assert {method[kind] for method in METHODS for kind in method} == {*PRUNERS, *ALLOCATIONS, *REFINEMENTS}
-    programs = {"embed", "run", "add_statistics", "observe", "prune", "apply_masks", "window_losses"}
+    programs = {"embed", "run", "add_statistics", "observe", "prune", "apply_masks", "add_logits"}
+    programs |= {"window_losses"}
     programs |= {"dense_run", "dense_runs", "prune_candidates", "compare", "compare_last", "outlier_share", "spectrum"}
     assert {trace.name for trace in traces} == programs
     pruned = {trace.arguments[1] for trace in traces if trace.name == "prune"}
