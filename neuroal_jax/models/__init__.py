@@ -23,6 +23,7 @@ FAMILIES = {
     "phi": "neuroal_jax.models.phi",
     "qwen2": "neuroal_jax.models.qwen2",
     "qwen3": "neuroal_jax.models.qwen3",
+    "smollm3": "neuroal_jax.models.smollm3",
 }
 
 

@@ -56,6 +56,22 @@ VARIANTS = {
     "gemma2 no softcaps": {
         "family": "gemma2", "head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None, **SMALL,
     },
+    "gemma3": {
+        "family": "gemma3_text", "head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 9,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], **SMALL,
+    },
+    "gemma3, a pattern of layers": {"family": "gemma3_text", "head_dim": 8, "sliding_window_pattern": 2, **SMALL},
+    "gemma3, one kind of block": {
+        "family": "gemma3_text", "head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention"] * 3, **SMALL,
+    },
+    "gemma3, scaled rotation, softcaps": {
+        "family": "gemma3_text", "head_dim": 8, "sliding_window_pattern": 3, "final_logit_softcapping": 1.5,
+        "attn_logit_softcapping": 0.5, "num_key_value_heads": 1, "tie_word_embeddings": False, **SMALL,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 900.0, "factor": 8.0},
+        },
+    },
     "granite": {"family": "granite", **GRANITE},
     "granite biases, untied": {
         "family": "granite", **GRANITE, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False,
@@ -73,6 +89,21 @@ VARIANTS = {
     "phi": {"family": "phi", "num_key_value_heads": 4},
     "phi grouped-query, normed queries and keys": {"family": "phi", "qk_layernorm": True},
     "phi other rotation": {"family": "phi", "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
+    "smollm3": {"family": "smollm3", "no_rope_layer_interval": 2, **SMALL},
+    "smollm3 no rotation first": {
+        "family": "smollm3", "no_rope_layers": [0, 1, 0, 1], "rope_theta": 50.0, "tie_word_embeddings": False, **SMALL,
+    },
+    "smollm3 windows, biases": {
+        "family": "smollm3", "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 6,
+        "attention_bias": True, "mlp_bias": True, **SMALL,
+    },
+    "smollm3 windows by layer type": {
+        "family": "smollm3", "no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"], **SMALL,
+    },
+    "smollm3 no rotation, one block": {
+        "family": "smollm3", "no_rope_layer_interval": 1, "num_hidden_layers": 1, "head_dim": 12, **SMALL,
+    },
 }  # fmt: skip
 
 
@@ -162,6 +193,7 @@ def test_attention_has_the_gradient_of_plain_attention_and_the_same_value_under_
 ONE_OF_EACH = {
     "gemma": {"head_dim": 8, **SMALL},
     "gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2, **SMALL},
     "granite": GRANITE,
     "llama": {},
     "mistral": {"sliding_window": 9},
@@ -170,16 +202,9 @@ ONE_OF_EACH = {
     "phi": {"qk_layernorm": True},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
+    "smollm3": {"no_rope_layer_interval": 2, **SMALL},
 }
-LLAMA_LIKE = (
-    "gemma",
-    "gemma2",
-    "granite",
-    "mistral",
-    "olmo2",
-    "qwen2",
-    "qwen3",
-)  # their blocks are made of Llama's parts
+LLAMA_LIKE = set(ONE_OF_EACH) - {"llama", "opt", "phi"}  # their blocks are made of Llama's parts
 
 
 def test_each_registered_family_is_tested():
@@ -280,6 +305,17 @@ def test_every_pruner_allocation_and_refinement_hits_the_exact_budget(
 REFUSED = {
     "Gemma activations": ("gemma", {"hidden_activation": "silu"}, "hidden_activation 'silu' and hidden_act"),
     "Gemma2 layers": ("gemma2", {"layer_types": ["full_attention"]}, "layer_types"),
+    "Gemma3 rotations": (
+        "gemma3_text",
+        {"rope_parameters": {"rope_theta": 1e6}},
+        "rope_parameters is .* a rotation for each layer type",
+    ),
+    "Gemma3 rotations twice": (
+        "gemma3_text",
+        {"rope_local_base_freq": 5.0},
+        "rope_theta is 5.0, but 10000.0 in rope_parameters",
+    ),
+    "Gemma3 in both directions": ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     "Phi rotation": (
         "phi",
         {"partial_rotary_factor": 1.5, "rope_parameters": None},
@@ -287,6 +323,16 @@ REFUSED = {
     ),
     "OPT heads": ("opt", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
     "OPT attribute": ("opt", {"is_causal": False}, "is_causal=False"),
+    "Granite factor": ("granite", {"residual_multiplier": 0}, "residual_multiplier is 0, expected a positive number"),
+    "Granite windows": ("granite", {"layer_types": ["sliding_attention"] * 3}, "no sliding windows"),
+    "OLMo 2 windows": ("olmo2", {"layer_types": ["sliding_attention"] * 3}, "no sliding windows"),
+    "SmolLM3 rotations": ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers is .1, 0., expected 3 numbers"),
+    "SmolLM3 interval": (
+        "smollm3",
+        {"no_rope_layers": None, "no_rope_layer_interval": 0},
+        "no_rope_layer_interval is 0",
+    ),
+    "SmolLM3 windows": ("smollm3", {"layer_types": ["sliding_attention"] * 3}, "no sliding_window is set"),
     "Qwen MoE": ("qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
     "Mixtral": ("mistral", {"model_type": "mixtral"}, "mixture of experts"),
 }
