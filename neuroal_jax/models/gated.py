@@ -20,11 +20,11 @@ from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rope_values, rotate, 
 
 # In named_modules order. D - S of the last linear's target, the next block's first input, is always zero.
 LINEARS = (
-    LinearSpec("self_attn.q_proj", reads="attention_input", feeds="attention_output"),
-    LinearSpec("self_attn.k_proj", reads="attention_input", feeds="attention_output", grouped=True),
+    LinearSpec("self_attn.q_proj", reads="attention_input", feeds="attention_output", selects=True),
+    LinearSpec("self_attn.k_proj", reads="attention_input", feeds="attention_output", grouped=True, selects=True),
     LinearSpec("self_attn.v_proj", reads="attention_input", feeds="attention_output", grouped=True),
     LinearSpec("self_attn.o_proj", reads="attention_output", feeds="mlp_input"),
-    LinearSpec("mlp.gate_proj", reads="mlp_input", feeds="mlp_hidden", in_mlp=True),
+    LinearSpec("mlp.gate_proj", reads="mlp_input", feeds="mlp_hidden", selects=True, in_mlp=True),
     LinearSpec("mlp.up_proj", reads="mlp_input", feeds="mlp_hidden", in_mlp=True),
     LinearSpec("mlp.down_proj", reads="mlp_hidden", feeds="attention_input", feeds_next_block=True, in_mlp=True),
 )

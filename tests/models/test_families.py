@@ -24,6 +24,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2.0], "long_factor": [1.0, 2.0, 5.0, 9.0]}
 SMALL = {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
 GRANITE = {
     "attention_multiplier": 0.15, "embedding_multiplier": 6.0, "logits_scaling": 3.0, "residual_multiplier": 0.22,
@@ -88,6 +89,17 @@ VARIANTS = {
     "opt untied": {"family": "opt", "ffn_dim": 56, "tie_word_embeddings": False},
     "phi": {"family": "phi", "num_key_value_heads": 4},
     "phi grouped-query, normed queries and keys": {"family": "phi", "qk_layernorm": True},
+    "phi3": {"family": "phi3", **SMALL},
+    "phi3 window, multi-head": {"family": "phi3", "sliding_window": 7, "num_key_value_heads": 4, **SMALL},
+    "phi3 part of heads, tied": {"family": "phi3", "partial_rotary_factor": 0.75, "tie_word_embeddings": True, **SMALL},
+    "phi3 odd part of wide heads": {"family": "phi3", "head_dim": 12, "partial_rotary_factor": 0.6, **SMALL},
+    "phi3 longrope": {
+        "family": "phi3", "rope_parameters": LONGROPE, "original_max_position_embeddings": 16, **SMALL,
+    },
+    "gpt_neox": {"family": "gpt_neox"},
+    "gpt_neox one after the other": {"family": "gpt_neox", "use_parallel_residual": False, "hidden_act": "gelu_fast"},
+    "gpt_neox no biases, tied": {"family": "gpt_neox", "attention_bias": False, "tie_word_embeddings": True},
+    "gpt_neox odd part": {"family": "gpt_neox", "rotary_pct": 0.4, "rotary_emb_base": 500},
     "phi other rotation": {"family": "phi", "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
     "smollm3": {"family": "smollm3", "no_rope_layer_interval": 2, **SMALL},
     "smollm3 no rotation first": {
@@ -194,17 +206,19 @@ ONE_OF_EACH = {
     "gemma": {"head_dim": 8, **SMALL},
     "gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},
     "gemma3_text": {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2, **SMALL},
+    "gpt_neox": {},
     "granite": GRANITE,
     "llama": {},
     "mistral": {"sliding_window": 9},
     "olmo2": SMALL,
     "opt": {"ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
     "phi": {"qk_layernorm": True},
+    "phi3": {"num_key_value_heads": 2, "sliding_window": 9, **SMALL},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
     "smollm3": {"no_rope_layer_interval": 2, **SMALL},
 }
-LLAMA_LIKE = set(ONE_OF_EACH) - {"llama", "opt", "phi"}  # their blocks are made of Llama's parts
+LLAMA_LIKE = set(ONE_OF_EACH) - {"gpt_neox", "llama", "opt", "phi", "phi3"}  # their blocks are made of Llama's parts
 
 
 def test_each_registered_family_is_tested():
@@ -323,16 +337,7 @@ REFUSED = {
     ),
     "OPT heads": ("opt", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
     "OPT attribute": ("opt", {"is_causal": False}, "is_causal=False"),
-    "Granite factor": ("granite", {"residual_multiplier": 0}, "residual_multiplier is 0, expected a positive number"),
-    "Granite windows": ("granite", {"layer_types": ["sliding_attention"] * 3}, "no sliding windows"),
-    "OLMo 2 windows": ("olmo2", {"layer_types": ["sliding_attention"] * 3}, "no sliding windows"),
-    "SmolLM3 rotations": ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers is .1, 0., expected 3 numbers"),
-    "SmolLM3 interval": (
-        "smollm3",
-        {"no_rope_layers": None, "no_rope_layer_interval": 0},
-        "no_rope_layer_interval is 0",
-    ),
-    "SmolLM3 windows": ("smollm3", {"layer_types": ["sliding_attention"] * 3}, "no sliding_window is set"),
+LLAMA_LIKE = set(ONE_OF_EACH) - {"gpt_neox", "llama", "opt", "phi", "phi3"}  # their blocks are made of Llama's parts
     "Qwen MoE": ("qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
     "Mixtral": ("mistral", {"model_type": "mixtral"}, "mixture of experts"),
 }
