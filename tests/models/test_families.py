@@ -101,6 +101,21 @@ VARIANTS = {
     "gpt_neox no biases, tied": {"family": "gpt_neox", "attention_bias": False, "tie_word_embeddings": True},
     "gpt_neox odd part": {"family": "gpt_neox", "rotary_pct": 0.4, "rotary_emb_base": 500},
     "phi other rotation": {"family": "phi", "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
+    "smollm3": {"family": "smollm3", "no_rope_layer_interval": 2, **SMALL},
+    "smollm3 no rotation first": {
+        "family": "smollm3", "no_rope_layers": [0, 1, 0, 1], "rope_theta": 50.0, "tie_word_embeddings": False, **SMALL,
+    },
+    "smollm3 windows, biases": {
+        "family": "smollm3", "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 6,
+        "attention_bias": True, "mlp_bias": True, **SMALL,
+    },
+    "smollm3 windows by layer type": {
+        "family": "smollm3", "no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"], **SMALL,
+    },
+    "smollm3 no rotation, one block": {
+        "family": "smollm3", "no_rope_layer_interval": 1, "num_hidden_layers": 1, "head_dim": 12, **SMALL,
+    },
 }  # fmt: skip
 
 
@@ -191,8 +206,8 @@ ONE_OF_EACH = {
     "gemma": {"head_dim": 8, **SMALL},
     "gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},
     "gemma3_text": {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2, **SMALL},
-    "granite": GRANITE,
     "gpt_neox": {},
+    "granite": GRANITE,
     "llama": {},
     "mistral": {"sliding_window": 9},
     "olmo2": SMALL,
@@ -201,17 +216,9 @@ ONE_OF_EACH = {
     "phi3": {"num_key_value_heads": 2, "sliding_window": 9, **SMALL},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
+    "smollm3": {"no_rope_layer_interval": 2, **SMALL},
 }
-LLAMA_LIKE = (
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "granite",
-    "mistral",
-    "olmo2",
-    "qwen2",
-    "qwen3",
-)  # their blocks are made of Llama's parts
+LLAMA_LIKE = set(ONE_OF_EACH) - {"gpt_neox", "llama", "opt", "phi", "phi3"}  # their blocks are made of Llama's parts
 
 
 def test_each_registered_family_is_tested():
@@ -330,23 +337,7 @@ REFUSED = {
     ),
     "OPT heads": ("opt", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
     "OPT attribute": ("opt", {"is_causal": False}, "is_causal=False"),
-    "Phi3 rotation": (
-        "phi3",
-        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
-        "'linear' is not supported, expected default",
-    ),
-    "Phi3 layers": ("phi3", {"layer_types": ["full_attention"] * 3}, "layer_types and sliding_window 9 disagree"),
-    "Phi3 factors": ("phi3", {"rope_parameters": LONGROPE | {"long_factor": [1.0]}}, "long_factor has 1, .* list of 4"),
-    "Phi3 attribute": ("phi3", {"is_causal": False}, "is_causal=False"),
-    "GPT-NeoX heads": ("gpt_neox", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
-    "GPT-NeoX wide heads": ("gpt_neox", {"head_dim": 16}, "num_attention_heads 4 times head_dim 16"),
-    "GPT-NeoX rotation by the usual names": (
-        "gpt_neox",
-        {"rope_theta": 5.0, "rope_parameters": None},
-        "rope_theta is 5.0, but GPT-NeoX reads rotary_emb_base",
-    ),
-    "GPT-NeoX rotation twice": ("gpt_neox", {"rotary_pct": 0.5}, "partial_rotary_factor is 0.5, but 0.25"),
-    "GPT-NeoX attribute": ("gpt_neox", {"is_causal": False}, "is_causal=False"),
+LLAMA_LIKE = set(ONE_OF_EACH) - {"gpt_neox", "llama", "opt", "phi", "phi3"}  # their blocks are made of Llama's parts
     "Qwen MoE": ("qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
     "Mixtral": ("mistral", {"model_type": "mixtral"}, "mixture of experts"),
 }
