@@ -1,4 +1,4 @@
-"""Gemma 3: Gemma 2 with normed queries and keys, and five blocks with a window and a rotation of their own to each other.
+"""Gemma 3: Gemma 2 with normed queries and keys, and a rotation of their own for the blocks with a window.
 
 These are the text models (270M, 1B). The larger ones bring a vision model along, and are refused.
 """
@@ -38,8 +38,9 @@ def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
         gated.windowed(parsed, hf_config.take_window(config, 4096), layers),
         qkv_bias=bias,
         o_bias=bias,
-        qk_norm=True,
+        qk_norm="head",
         unit_offset=True,
+        norms=gemma2.NORMS,
         embedding_scale=parsed.hidden_size**0.5,
         scale=hf_config.take_float(config, "query_pre_attn_scalar", 256) ** -0.5,
         logit_softcap=hf_config.take_optional_float(config, "final_logit_softcapping"),
@@ -52,7 +53,5 @@ FAMILY = gated.family(
     "gemma3_text",
     "Gemma3ForCausalLM",
     parse_config,
-    rules=gemma2.rules,
-    block=gemma2.block,
     bos_every_window=True,
 )

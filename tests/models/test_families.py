@@ -28,6 +28,10 @@ LLAMA3_ROPE = {
 }
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2.0], "long_factor": [1.0, 2.0, 5.0, 9.0]}
 SMALL = {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
+GRANITE = {
+    "attention_multiplier": 0.15, "embedding_multiplier": 6.0, "logits_scaling": 3.0, "residual_multiplier": 0.22,
+    "tie_word_embeddings": True,
+}  # fmt: skip
 VARIANTS = {
     "llama multi-head": {"num_key_value_heads": 4},
     "llama grouped-query": {},
@@ -55,6 +59,31 @@ VARIANTS = {
     "gemma2 no softcaps": {
         "family": "gemma2", "head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None, **SMALL,
     },
+    "gemma3": {
+        "family": "gemma3_text", "head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 9,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], **SMALL,
+    },
+    "gemma3, a pattern of layers": {"family": "gemma3_text", "head_dim": 8, "sliding_window_pattern": 2, **SMALL},
+    "gemma3, one kind of block": {
+        "family": "gemma3_text", "head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention"] * 3, **SMALL,
+    },
+    "gemma3, scaled rotation, softcaps": {
+        "family": "gemma3_text", "head_dim": 8, "sliding_window_pattern": 3, "final_logit_softcapping": 1.5,
+        "attn_logit_softcapping": 0.5, "num_key_value_heads": 1, "tie_word_embeddings": False, **SMALL,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 900.0, "factor": 8.0},
+        },
+    },
+    "granite": {"family": "granite", **GRANITE},
+    "granite biases, untied": {
+        "family": "granite", **GRANITE, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False,
+    },
+    "granite without factors, wide heads": {"family": "granite", "head_dim": 12, **SMALL},
+    "olmo2": {"family": "olmo2", "num_key_value_heads": 4, **SMALL},
+    "olmo2 grouped-query": {"family": "olmo2", "rope_theta": 500.0, **SMALL},
+    "olmo2 biases, tied": {"family": "olmo2", "attention_bias": True, "tie_word_embeddings": True, **SMALL},
+    "olmo2 wide heads": {"family": "olmo2", "head_dim": 12, "num_key_value_heads": 1, **SMALL},
     "opt": {"family": "opt", "ffn_dim": 56},
     "opt 350m": {"family": "opt", "ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
     "opt no biases": {"family": "opt", "ffn_dim": 40, "enable_bias": False, "layer_norm_elementwise_affine": False},
@@ -163,16 +192,29 @@ def test_attention_has_the_gradient_of_plain_attention_and_the_same_value_under_
 ONE_OF_EACH = {
     "gemma": {"head_dim": 8, **SMALL},
     "gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2, **SMALL},
+    "granite": GRANITE,
     "gpt_neox": {},
     "llama": {},
     "mistral": {"sliding_window": 9},
+    "olmo2": SMALL,
     "opt": {"ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
     "phi": {"qk_layernorm": True},
     "phi3": {"num_key_value_heads": 2, "sliding_window": 9, **SMALL},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
 }
-LLAMA_LIKE = ("gemma", "gemma2", "mistral", "phi3", "qwen2", "qwen3")  # their blocks are made of Llama's parts
+LLAMA_LIKE = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "mistral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+)  # their blocks are made of Llama's parts
 
 
 def test_each_registered_family_is_tested():
@@ -298,6 +340,17 @@ def test_every_pruner_allocation_and_refinement_hits_the_exact_budget(
 REFUSED = {
     "Gemma activations": ("gemma", {"hidden_activation": "silu"}, "hidden_activation 'silu' and hidden_act"),
     "Gemma2 layers": ("gemma2", {"layer_types": ["full_attention"]}, "layer_types"),
+    "Gemma3 rotations": (
+        "gemma3_text",
+        {"rope_parameters": {"rope_theta": 1e6}},
+        "rope_parameters is .* a rotation for each layer type",
+    ),
+    "Gemma3 rotations twice": (
+        "gemma3_text",
+        {"rope_local_base_freq": 5.0},
+        "rope_theta is 5.0, but 10000.0 in rope_parameters",
+    ),
+    "Gemma3 in both directions": ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     "Phi rotation": (
         "phi",
         {"partial_rotary_factor": 1.5, "rope_parameters": None},
