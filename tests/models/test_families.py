@@ -1,6 +1,7 @@
 """Every family against transformers: logits, every block's hidden states, and every tensor there and back."""
 
 import json
+from importlib import import_module
 from itertools import product
 
 import jax
@@ -13,6 +14,7 @@ from neuroal_jax import PruneConfig, UserError, load_model, prune
 from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.command.config import ALLOCATIONS, PRUNERS, REFINEMENTS
 from neuroal_jax.masks.file import check_pruned
+from neuroal_jax.models import FAMILIES
 from neuroal_jax.models.family import expand
 from tests.conftest import RUN
 
@@ -222,9 +224,34 @@ LLAMA_LIKE = set(ONE_OF_EACH) - {"gpt_neox", "llama", "opt", "phi", "phi3"}  # t
 
 
 def test_each_registered_family_is_tested():
-    from neuroal_jax.models import FAMILIES
-
     assert set(ONE_OF_EACH) == set(FAMILIES)
+
+
+KINDS = {
+    "q, k": ("q_proj", "k_proj"),
+    "v": ("v_proj",),
+    "q, k; q, k; v": ("qkv_proj", "query_key_value"),
+    "o": ("o_proj", "out_proj", "dense"),
+    "gate": ("gate_proj",),
+    "up": ("up_proj", "fc1", "dense_h_to_4h"),
+    "gate; up": ("gate_up_proj",),
+    "down": ("down_proj", "fc2", "dense_4h_to_h"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_feeds_what_tells_the_kinds_of_linears(family):
+    linears = import_module(FAMILIES[family]).FAMILY.linears
+    mixed = {part.feeds for linear in linears if not linear.in_mlp for part in linear.parts if part.selects}
+
+    def kind(linear, part):
+        if linear.in_mlp:
+            return "gate" if part.selects else "down" if part.feeds_next_block else "up"
+        return "q, k" if part.selects else "v" if part.feeds in mixed else "o"
+
+    for linear in linears:
+        assert linear.name.rpartition(".")[2] in KINDS["; ".join(kind(linear, part) for part in linear.parts)]
+    assert {part.feeds for linear in linears for part in linear.parts} <= {linear.reads for linear in linears}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -337,7 +364,12 @@ REFUSED = {
     ),
     "OPT heads": ("opt", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
     "OPT attribute": ("opt", {"is_causal": False}, "is_causal=False"),
-LLAMA_LIKE = set(ONE_OF_EACH) - {"gpt_neox", "llama", "opt", "phi", "phi3"}  # their blocks are made of Llama's parts
+    "Phi3 rotation": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        "'linear' is not supported, expected default",
+    ),
+    "Phi3 layers": ("phi3", {"layer_types": ["full_attention"] * 3}, "layer_types and sliding_window 9 disagree"),
     "Qwen MoE": ("qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
     "Mixtral": ("mistral", {"model_type": "mixtral"}, "mixture of experts"),
 }
