@@ -100,7 +100,7 @@ def dequantise(gguf: Path, directory: Path) -> None:
     place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     AutoTokenizer.from_pretrained(**place).save_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).to(torch.bfloat16)
-    for key in ("quantization_config", "_name_or_path"):
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         model.config.__dict__.pop(key, None)
     model.hf_quantizer = None
     model.save_pretrained(directory)
