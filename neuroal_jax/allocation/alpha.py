@@ -21,7 +21,7 @@ _BINS = 100
 
 def allocate(problem: Problem) -> Decision:
     """Measures the weights of every block; no activations."""
-    alphas = problem.model.measure("spectra", (), block_alpha)
+    alphas = problem.model.measure("spectra", (), block_alpha, {})
     epsilon, guard = problem.options["alpha_epsilon"], not problem.reference
     found = allocation(problem.sparsity, epsilon, alphas, problem.linears, guard=guard)
     return Decision(found, measured={"alphas": [alpha if math.isfinite(alpha) else None for alpha in alphas]})

@@ -17,12 +17,13 @@ from neuroal_jax.pruners import wanda
 
 def allocate(problem: Problem) -> Decision:
     """Measures the outliers of every block of the dense model over the calibration set."""
+    settings = {"owl_m": problem.options["owl_m"]}
 
     def percentage(linears: Mapping[str, Array], statistics: Mapping[str, Statistics]) -> float:
         squares = [statistics[linear]["squares"] for linear in linears]
-        return 100 * float(outlier_share(list(linears.values()), squares, problem.options["owl_m"]))
+        return 100 * float(outlier_share(list(linears.values()), squares, settings["owl_m"]))
 
-    outliers = problem.model.measure("outliers", ALLOCATIONS["owl"].needs, percentage)
+    outliers = problem.model.measure("outliers", ALLOCATIONS["owl"].needs, percentage, settings)
     found = allocation(problem.sparsity, problem.options["owl_lambda"], outliers, problem.linears)
     return Decision(found, measured={"outliers": list(outliers)})
 

@@ -19,7 +19,9 @@ Measurement = Callable[[Mapping[str, Array], Mapping[str, Statistics]], Any]  # 
 class Model(Protocol):
     """What the models that are asked about can do."""
 
-    def measure(self, label: str, needs: Sequence[str], of_block: Measurement) -> list[Any]:
+    def measure(
+        self, label: str, needs: Sequence[str], of_block: Measurement, settings: Mapping[str, Any] | None = None
+    ) -> list[Any]:
         """What `of_block(linears, statistics)` gives for every block of the dense model.
 
         Args:
@@ -27,6 +29,8 @@ class Model(Protocol):
             needs: Statistics of every input over the calibration set; without any, no activations are computed.
             of_block: Given a block's linears `W[out, in]` by name and the statistics of its inputs by name; gives a
                 number, an array or a dict of arrays.
+            settings: All that `of_block` depends on beside what it is given, by name (`{}`: nothing). What another run
+                of the same model measured under this label is then taken from it; by default every run measures.
         """
 
     def score(self, stage: str, candidates: Sequence[Allocation]) -> np.ndarray:

@@ -144,6 +144,13 @@ class PruneConfig(OptionsOfMethods):
         "directory that keeps compiled programs, or none; auto: the user's cache directory, for the command only",
         affects="nothing",
     )
+    measured: str | None = _option(
+        None,
+        "output",
+        "directory in which runs keep for each other what they measure of the dense model and of candidates, as a "
+        "sweep's runs do: what is there already is not measured again",
+        affects="nothing",
+    )
     out: str | None = _option(None, "output", "directory for masks, allocation, manifest and report", affects="nothing")
     save_model: str | None = _option(
         None, "output", "also write the pruned model as a Hugging Face checkpoint here", affects="nothing"
@@ -176,6 +183,7 @@ class PruneConfig(OptionsOfMethods):
             "seqlen": values.optional(values.positive, "seqlen", self.seqlen),
             "seed": values.whole("seed", self.seed, low=0),
             "compilation_cache": values.text("compilation_cache", self.compilation_cache),
+            "measured": values.optional(values.text, "measured", self.measured),
             "out": values.optional(values.text, "out", self.out),
             "save_model": values.optional(values.text, "save_model", self.save_model),
             "dry_run": values.boolean("dry_run", self.dry_run),
@@ -193,9 +201,10 @@ class PruneConfig(OptionsOfMethods):
             raise UserError("--out is missing: name the directory for the results")
         if self.sparsity is None and self.allocation in ALLOCATIONS:
             raise UserError("--sparsity is missing: give the share of weights to remove, e.g. --sparsity 0.7")
-        values.refuse_same_directory({"--model": self.model, "--out": self.out, "--save-model": self.model_directory})
+        places = {"--model": self.model, "--out": self.out, "--save-model": self.model_directory}
+        values.refuse_same_directory({**places, "--measured": self.measured})
         cache = None if self.compilation_cache in (AUTO, "none") else self.compilation_cache
-        others = {"--out": self.out, "--compilation-cache": cache}
+        others = {"--out": self.out, "--compilation-cache": cache, "--measured": self.measured}
         values.refuse_within("--save-model", self.model_directory, others)
 
     def _check_combinations(self) -> None:

@@ -1,5 +1,6 @@
 """Token ids: files of them, their vocabulary, and how windows are drawn or cut. Knows no text and no tokenizer."""
 
+import hashlib
 import random
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,6 +19,13 @@ _HOPELESS = 20_000  # documents tried without finding a single one that is long 
 def is_token_file(source: str) -> bool:
     """Whether a source is NumPy's, by its name."""
     return source.lower().endswith((".npy", ".npz"))
+
+
+def token_hash(ids: np.ndarray) -> str:
+    """SHA-256 of token ids and their shape."""
+    digest = hashlib.sha256(f"{list(ids.shape)}\0".encode())
+    digest.update(np.ascontiguousarray(ids, dtype="<i4").data)
+    return digest.hexdigest()
 
 
 def load_tokens(path: Path, role: str, flag: str) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from neuroal_jax.data.reading import Text
 from neuroal_jax.data.sources import check_exists, evaluation_windows, label, load_text
 from neuroal_jax.data.tokenizer import Tokenizer, load_chat_tokenizer, load_tokenizer
-from neuroal_jax.data.tokens import check_ids, cut, is_token_file, load_tokens, sample
+from neuroal_jax.data.tokens import check_ids, cut, is_token_file, load_tokens, sample, token_hash
 from neuroal_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ class Windows:
     @property
     def sha256(self) -> str:
         """Hash of the ids and their shape."""
-        digest = hashlib.sha256(f"{list(self.ids.shape)}\0".encode())
-        digest.update(np.ascontiguousarray(self.ids, dtype="<i4").data)
-        return digest.hexdigest()
+        return token_hash(self.ids)
 
 
 @dataclass(frozen=True)

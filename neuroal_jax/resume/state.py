@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from neuroal_jax.files.claims import beside, take
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import replace_text
 from neuroal_jax.machine.memory import is_exhausted
+from neuroal_jax.resume.measured import About, Measured
 from neuroal_jax.resume.store import Item, Output, Store
 
 log = logging.getLogger("neuroal_jax")
@@ -71,10 +73,14 @@ class State:
 
     Attributes:
         candidate_batch: Candidates that run together: a run goes on with the number that it began with.
+        measured: Whole walks that runs keep for each other; None: none are.
     """
 
-    def __init__(self, directory: Path | None = None, candidate_batch: int = 0) -> None:
+    def __init__(
+        self, directory: Path | None = None, candidate_batch: int = 0, measured: Measured | None = None
+    ) -> None:
         self.candidate_batch = candidate_batch
+        self.measured = measured
         self._store = None if directory is None else Store(directory)
         self._writes = directory is not None
         self._walks = 0
@@ -85,11 +91,29 @@ class State:
         items = self._store.items() if self._store else []
         self._latest = max((item for item in items if item.kind == "hidden"), default=None)
 
-    def walk(self, label: str, num_blocks: int) -> Steps:
-        """Begins the run's next walk; `label` (lower case and dashes) is its name in messages and files."""
+    def walk(self, label: str, num_blocks: int, about: About | None = None) -> Steps:
+        """Begins the run's next walk.
+
+        Args:
+            label: Its name in messages and files, lower case and dashes.
+            num_blocks: How many it walks through.
+            about: What its outputs depend on beside the model, for runs to keep it for each other; None: they do not.
+        """
         number = self._walks
         self._walks += 1
+        if about is None or self.measured is None:
+            return self._walk(number, label, num_blocks)
+        found = self.measured.find(label, about, num_blocks)
+        if found is not None:
+            if self._latest is None or number >= self._latest.walk:  # whole without that directory, too
+                self._pending[number] = (label, {str(block): output for block, output in enumerate(found)})
+            return Steps(num_blocks, found, [])
+        steps = self._walk(number, label, num_blocks)
+        if steps.first:  # how long the part before took is not known
+            return steps
+        return _kept_at_the_end(steps, partial(self.measured.keep, label, about), num_blocks)
 
+    def _walk(self, number: int, label: str, num_blocks: int) -> Steps:
         def report(block: int, hidden: list[Any], output: Output) -> None:
             if self._store is None or not self._writes:
                 return
@@ -172,6 +196,20 @@ class State:
         self._took = self._written - start
 
 
+def _kept_at_the_end(steps: Steps, keep: Callable[[list[Output], float], None], num_blocks: int) -> Steps:
+    """A walk from the beginning that tells `keep` all its outputs, and how many seconds they took."""
+    began, report = time.monotonic(), steps._report
+    outputs: list[Output] = []
+
+    def report_and_keep(block: int, hidden: list[Any], output: Output) -> None:
+        outputs.append(output)
+        if block + 1 == num_blocks:
+            keep(outputs, time.monotonic() - began)
+        report(block, hidden, output)
+
+    return replace(steps, _report=report_and_keep)
+
+
 def _read_outputs(store: Store, walk: int) -> dict[int, Output]:
     items = [item for item in store.items() if item.walk == walk and item.kind == "outputs"]
     return {int(block): output for item in items for block, output in store.read(item).items()}
@@ -179,7 +217,13 @@ def _read_outputs(store: Store, walk: int) -> dict[int, Output]:
 
 @contextmanager
 def kept(
-    target: Path, identity: Mapping[str, Any], candidate_batch: int, weights: "Future[dict[str, str]]", *, resume: bool
+    target: Path,
+    identity: Mapping[str, Any],
+    candidate_batch: int,
+    weights: "Future[dict[str, str]]",
+    *,
+    resume: bool,
+    measured: Measured | None = None,
 ) -> Iterator[State]:
     """The state of the run that writes to `target`, while it computes and publishes.
 
@@ -194,6 +238,7 @@ def kept(
         candidate_batch: For a run that starts from the beginning.
         weights: The checkpoint's hashes, once they are known.
         resume: Whether to go on with the state of an interrupted run.
+        measured: See `State`.
 
     Raises:
         UserError: If there is a state, and it belongs to another run.
@@ -202,7 +247,7 @@ def kept(
     directory = beside(target, ".resume")
     lock = _lock(directory)
     if lock is None:
-        yield State(candidate_batch=candidate_batch)
+        yield State(None, candidate_batch, measured)
         return
     try:
         about = _found(directory, identity) if resume else None
@@ -211,7 +256,7 @@ def kept(
                 log.info("starting over: the state of an interrupted run is removed (--resume would go on with it)")
             about = {"identity": dict(identity), "candidate_batch": candidate_batch, "weights": None}
             Store(directory).clear(_IDENTITY)
-        state = State(directory, about["candidate_batch"])
+        state = State(directory, about["candidate_batch"], measured)
         state._begin(Store(directory), about, weights)
         if state.describe():
             log.info("--resume: going on after %s", state.describe())

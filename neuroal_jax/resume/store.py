@@ -48,21 +48,11 @@ class Store:
 
     def save(self, item: Item, content: Output) -> None:
         """Writes an item whole or not at all; keys are text without a slash, and keep their order."""
-        flat = flatten_dict(content, keep_empty_nodes=True, sep="/")
-        arrays = {key: np.asarray(value, order="C") for key, value in flat.items() if value is not empty_node}
-        about = {"keys": list(flat), "checksum": _checksum(arrays)}
-        with replaced(self.directory / item.name) as part:
-            save_file(arrays, part, metadata={"about": json.dumps(about)})
+        save_tree(self.directory / item.name, content)
 
     def read(self, item: Item) -> Output:
         """An item's content, numbers as arrays without axes; raises ValueError if it is not what was written."""
-        with safe_open(self.directory / item.name, framework="np") as file:
-            about = json.loads(file.metadata()["about"])
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        if about["checksum"] != _checksum(arrays):
-            raise ValueError(f"{item.name} is not what was written")
-        tree: Output = unflatten_dict({key: arrays.get(key, {}) for key in about["keys"]}, sep="/")
-        return tree
+        return read_tree(self.directory / item.name)[0]
 
     def forget(self, unwanted: Callable[[Item], bool]) -> None:
         """Removes items, and those that a kill left half-written."""
@@ -81,6 +71,29 @@ class Store:
         """What is neither an item nor one of `more` files: nothing of it is this store's."""
         own = {*more, *(item.name for item in self.items())}
         return sorted(name for name in os.listdir(self.directory) if name not in own and not _PARTIAL.fullmatch(name))
+
+
+def save_tree(path: Path, content: Output, **about: Any) -> None:
+    """Writes a tree of arrays whole or not at all, with more `about` it, as JSON; keys as `Store.save`."""
+    flat = flatten_dict(content, keep_empty_nodes=True, sep="/")
+    arrays = {key: np.asarray(value, order="C") for key, value in flat.items() if value is not empty_node}
+    metadata = {"about": json.dumps({**about, "keys": list(flat), "checksum": _checksum(arrays)})}
+    with replaced(path) as part:
+        save_file(arrays, part, metadata=metadata)
+
+
+def read_tree(path: Path) -> tuple[Output, dict[str, Any]]:
+    """A tree that `save_tree` wrote, numbers as arrays without axes, and what it was told about it.
+
+    Raises:
+        ValueError: If it is not what was written. (Other errors, too, for damaged files.)
+    """
+    with safe_open(path, framework="np") as file:
+        about: dict[str, Any] = json.loads(file.metadata()["about"])
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    if about["checksum"] != _checksum(arrays):
+        raise ValueError(f"{path.name} is not what was written")
+    return unflatten_dict({key: arrays.get(key, {}) for key in about["keys"]}, sep="/"), about
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> int:

@@ -1,4 +1,4 @@
-"""What the state of an interrupted run belongs to."""
+"""What the state of an interrupted run belongs to, and what runs measured for each other."""
 
 import hashlib
 import os
@@ -12,6 +12,7 @@ from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.command.values import flag
 from neuroal_jax.data.windows import Windows
+from neuroal_jax.resume.measured import Measured
 from neuroal_jax.version import __version__
 
 
@@ -38,6 +39,22 @@ def identify(
         **{f"the SHA-256 of the tokens of {name}": windows.sha256 for name, windows in evaluations.items()},
         "the SHA-256 of the model's config.json": checkpoint.config_file.sha256,
         **{f"bytes and time of the model's {name}": list(state) for name, state in sorted(states.items())},
+        **_software(),
+    }
+
+
+def measured_in(directory: str, run: str, checkpoint: Checkpoint, weights: str) -> Measured:
+    """What runs of a model keep for each other in a directory; `weights` is the SHA-256 of all its weights."""
+    common = {
+        "the SHA-256 of the weights": weights,
+        "the SHA-256 of the model's config.json": checkpoint.config_file.sha256,
+        **_software(),
+    }
+    return Measured(Path(directory), common, run, checkpoint.check_unchanged)
+
+
+def _software() -> dict[str, str]:
+    return {
         "the version of neuroal_jax": __version__,
         "the version of jax": jax.__version__,
         "the version of jaxlib": jax.lib.__version__,

@@ -22,7 +22,7 @@ from neuroal_jax.masks.file import PackedMasks, save_masks
 from neuroal_jax.resume import state as resume
 from neuroal_jax.run import console, outputs
 from neuroal_jax.run.compute import compute
-from neuroal_jax.run.identity import identify
+from neuroal_jax.run.identity import identify, measured_in
 from neuroal_jax.run.manifest import describe_run
 from neuroal_jax.run.plan import Plan, plan_run, reads_text
 from neuroal_jax.run.progress import Clock
@@ -84,7 +84,13 @@ def _prune(config: PruneConfig) -> PruneResult:
         plan = plan_run(settled, calibration, evaluations)
         refuse_what_cannot_fit(plan.certain_host)
         identity = identify(settled.config, settled.budget.sparsity, checkpoint, calibration, evaluations)
-        state = stack.enter_context(resume.kept(target, identity, plan.candidate_batch, hashes, resume=config.resume))
+        # Runs that take what others measured wait for the weights' hash; it is quick beside a walk.
+        measured = None
+        if config.measured is not None:
+            measured = measured_in(config.measured, str(target), checkpoint, hashes.result()["model"])
+        state = stack.enter_context(
+            resume.kept(target, identity, plan.candidate_batch, hashes, resume=config.resume, measured=measured)
+        )
         plan = replace(plan, candidate_batch=state.candidate_batch)
         move = outputs.move_to_files(results.scratch)
         pruned = compute(settled, plan.candidate_batch, calibration, evaluations, clock, move, state)
@@ -98,6 +104,8 @@ def _prune(config: PruneConfig) -> PruneResult:
             if saved is not None:
                 checkpoint.save_edited(saved, outputs.edit_of(names, pruned, masks))
         manifest = describe_run(settled, plan, pruned, calibration, evaluations, hashes.result(), clock.seconds)
+        if measured is not None:
+            manifest["reused"] = measured.reused
         manifest["files"] = to_json(record_of(out))
         write_json(out / outputs.MANIFEST, manifest)
         outputs.write_report(out, manifest, allocation)

@@ -1,6 +1,6 @@
 """The model that an allocation asks: measurements and scores by walking its blocks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +43,12 @@ class WalkedModel:
     candidate_batch: int
     progress: Progress
 
-    def measure(self, label: str, needs: Sequence[str], of_block: Measurement) -> list[Any]:
+    def measure(
+        self, label: str, needs: Sequence[str], of_block: Measurement, settings: Mapping[str, Any] | None = None
+    ) -> list[Any]:
         """See `allocation.problem.Model`."""
         with self.progress(label, self.budget.num_blocks, "block") as advance:
-            return measure.measure(self.blocks, label, self.calibration, needs, of_block, advance)
+            return measure.measure(self.blocks, label, self.calibration, needs, of_block, advance, settings)
 
     def score(self, stage: str, candidates: Sequence[Allocation]) -> np.ndarray:
         """See `allocation.problem.Model`."""

@@ -64,9 +64,18 @@ class Blocks:
         """Number of the last block."""
         return self.checkpoint.num_blocks - 1
 
-    def begin(self, label: str, advance: Advance = ignore) -> Steps:
-        """Begins a walk; tells `advance` how many blocks an earlier run did of it."""
-        steps = self._state.walk(label, self.checkpoint.num_blocks)
+    def begin(self, label: str, advance: Advance = ignore, about: Mapping[str, Any] | None = None) -> Steps:
+        """Begins a walk; tells `advance` how many blocks an earlier run did of it.
+
+        Args:
+            label: Its name in messages and files, lower case and dashes.
+            advance: Told the number of blocks.
+            about: What its outputs depend on beside the model and what is here, by names for people and as JSON has it,
+                for walks of which runs take all that another one found; None: each walks itself.
+        """
+        if about is not None:
+            about = {**about, "dtype": self.dtype.name, "batch": self.batch}
+        steps = self._state.walk(label, self.checkpoint.num_blocks, about)
         advance(steps.first)
         return steps
 

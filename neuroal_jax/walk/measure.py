@@ -1,11 +1,12 @@
 """Measuring every block of the dense model, for allocations that look before they decide."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from neuroal_jax.allocation.problem import Measurement
+from neuroal_jax.data.tokens import token_hash
 from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Advance, Batches, Blocks, ignore
 
@@ -17,6 +18,7 @@ def measure(
     needs: Sequence[str],
     of_block: Measurement,
     advance: Advance = ignore,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """What `of_block(linears, statistics)` gives for every block of the dense model, in order.
 
@@ -27,11 +29,13 @@ def measure(
         needs: Statistics of every input; without any, no activations are computed.
         of_block: Given a block's linears `W[out, in]` and, by linear, the statistics of its input.
         advance: Told 1 after every block.
+        settings: See `allocation.problem.Model.measure`.
 
     Raises:
         UserError: If activations are not finite.
     """
-    steps = blocks.begin(label, advance)
+    about = {"tokens": token_hash(windows) if needs else None, "needs": list(needs), "settings": settings}
+    steps = blocks.begin(label, advance, None if settings is None else about)
     hidden: Batches = steps.hidden(lambda: blocks.embed(blocks.batches(windows)) if needs else [])
     found = [_plain(output["found"]) for output in steps.outputs]
     for block, weights in blocks.read(steps.first):

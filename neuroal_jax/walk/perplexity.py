@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from neuroal_jax.data.tokens import token_hash
 from neuroal_jax.errors import UserError
 from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Advance, Blocks, ignore
@@ -28,7 +29,7 @@ def perplexity(
             (A finite loss of 710 nats or more has a perplexity beyond a float's range: infinity.)
     """
     model = "dense" if results is None else "pruned"
-    steps = blocks.begin(f"{model}-perplexity", advance)
+    steps = blocks.begin(f"{model}-perplexity", advance, {"tokens": token_hash(windows)} if results is None else None)
     if steps.first > blocks.last:
         return float(steps.outputs[blocks.last]["perplexity"])
     batches = blocks.batches(windows)

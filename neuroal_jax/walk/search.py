@@ -1,12 +1,15 @@
 """Scoring candidates: how well does a model that is pruned as each says follow the dense one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from neuroal_jax.allocation.problem import Differences
+from neuroal_jax.data.tokens import token_hash
 from neuroal_jax.numerics.selection import Counts
+from neuroal_jax.resume.measured import digest
 from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Advance, Blocks, ignore, repeated
 from neuroal_jax.walk.method import Method
@@ -44,7 +47,8 @@ def score(
     spec, method, needs = blocks.spec, method.unrefined, dense_needs(method)
     groups = [list(candidates[start : start + batch]) for start in range(0, len(candidates), batch)]
     counted = method.sequence_weights(len(windows))
-    steps = blocks.begin("search", lambda done: advance(done * len(candidates)))
+    about = {**_about(method, objective, windows, candidates), "candidates together": batch}
+    steps = blocks.begin("search", lambda done: advance(done * len(candidates)), about)
     hidden = steps.hidden(lambda: [repeated(blocks.embed([windows])[0], batch) for _ in groups])
     scores = np.zeros((len(groups), batch, blocks.last + 1, len(spec.linears)))
     for block, output in enumerate(steps.outputs):
@@ -81,7 +85,7 @@ def align(
     spec, method, needs = blocks.spec, method.unrefined, dense_needs(method)
     counted = method.sequence_weights(len(windows))
     one_candidate = jax.tree.map(lambda leaf: np.asarray(leaf)[None], counts)
-    steps = blocks.begin("alignment", advance)
+    steps = blocks.begin("alignment", advance, _about(method, objective, windows, [counts]))
     hidden = steps.hidden(lambda: repeated(blocks.embed([windows]), 1))
     scores = [output["scores"] for output in steps.outputs]
     differences = [output["differences"] for output in steps.outputs]
@@ -103,6 +107,27 @@ def align(
 def _squares(statistics: programs.StatisticsOfInputs) -> programs.StatisticsOfInputs:
     """Of all statistics, what candidates are compared by."""
     return {name: {"squares": of_input["squares"]} for name, of_input in statistics.items()}
+
+
+def _about(method: Method, objective: Objective, windows: np.ndarray, candidates: Sequence[Counts]) -> dict[str, Any]:
+    """What scores depend on beside the model; where its weights are zero, which quotas may tell too, is its own."""
+    quotas = {
+        f"{number}/{block}/{linear}/{'zeros' if quota.zeros is None else 'zeros first'}": quota
+        for number, counts in enumerate(candidates)
+        for block, of_block in enumerate(counts)
+        for linear, quota in of_block.items()
+    }
+    arrays = {
+        f"{name}/{part}": np.asarray(getattr(quota, part))
+        for name, quota in quotas.items()
+        for part in ("pruned", "ties")
+    }
+    return {
+        "tokens": token_hash(windows),
+        "method": repr(method),
+        "objective": f"{objective.__module__}.{objective.__qualname__}",
+        "counts": digest(arrays),
+    }
 
 
 def candidates_together(sizes: Sequence[int], limit: int) -> int:

@@ -210,7 +210,7 @@ def test_every_option_is_a_flag_and_a_yaml_key(tmp_path, method):
     options = {
         "model": "a", "sparsity": 0.25, "pruner": "magnitude", "budget": "reference", "objective": "alignment",
         "calib": "c.txt", "text_column": "t", "nsamples": 5, "search_samples": 2, "seqlen": 7, "seed": 9,
-        "eval": "none", "dtype": "float16", "compilation_cache": "z", "out": "b", "save_model": "c", "dry_run": True,
+        "eval": "none", "dtype": "float16", "compilation_cache": "z", "measured": "y", "out": "b", "save_model": "c", "dry_run": True,
         "overwrite": True, "resume": True,
         **method,
     }  # fmt: skip
@@ -230,7 +230,16 @@ def test_every_option_is_a_flag_and_a_yaml_key(tmp_path, method):
 
 # What affects only a search, and what affects no result: of all other options the result depends on each.
 OF_A_SEARCH = {"objective", "step", "block_lambdas", "row_lambdas", "search_samples"}
-OF_NO_RESULT = {"candidate_batch", "compilation_cache", "out", "save_model", "dry_run", "overwrite", "resume"}
+OF_NO_RESULT = {
+    "candidate_batch",
+    "compilation_cache",
+    "measured",
+    "out",
+    "save_model",
+    "dry_run",
+    "overwrite",
+    "resume",
+}
 
 
 def test_every_option_says_once_what_it_affects(tmp_path):
