@@ -35,7 +35,7 @@ def pytest_xdist_make_scheduler(config, log):
     class ByRoomAndModel(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file, _, test = nodeid.partition("::")
-            model = re.search(r"\[(\w+(-\w+)?)", test)  # two words: stories260k-wanda, tiny-opt, Llama
+            model = re.search(r"\[(\w+(-\w+)?)", test)  # two words: stories260k-wanda, tiny-opt, llama
             return f"{file} {model[1]}" if model and file.endswith(MANY_MODELS) else file.rpartition("/")[0]
 
     return ByRoomAndModel(config, log)
@@ -69,15 +69,18 @@ RUN = {"sparsity": 0.6, "seqlen": 16, "block_lambdas": "0.05,0.2", "row_lambdas"
 
 
 def save_random_model(
-    directory: Path, *, family: str = "Llama", dtype: str = "float32", seed: int = 0, shard: str = "5GB", **options
+    directory: Path, *, family: str = "llama", dtype: str = "float32", seed: int = 0, shard: str = "5GB", **options
 ) -> Path:
-    """Saves a random model of transformers, with norms and biases that are not all ones and zeros."""
+    """Saves a random model of transformers, with norms and biases that are not all ones and zeros.
+
+    `family` is a `model_type`: transformers knows the classes that belong to it.
+    """
     import torch
-    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = getattr(transformers, f"{family}Config")(**{**LLAMA, **options})
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    config = AutoConfig.for_model(family, **{**LLAMA, **options})
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -144,7 +147,7 @@ def tokens(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_llama(tmp_path_factory) -> Callable[..., Path]:
-    """A factory of random models: `make_llama(num_key_value_heads=1)`, `make_llama(family="Phi")`."""
+    """A factory of random models: `make_llama(num_key_value_heads=1)`, `make_llama(family="phi")`."""
     return lambda **options: save_random_model(tmp_path_factory.mktemp("model"), **options)
 
 

@@ -76,7 +76,9 @@ def test_each_addition_is_one_file_and_one_line():
 def manifests(extended, llama, tokens, tmp_path_factory):
     """The manifest of every run, computed with the copy."""
     root = tmp_path_factory.mktemp("runs")
-    family = save_random_model(root / "seed_oss", family="SeedOss", head_dim=8, attention_dropout=0, residual_dropout=0)
+    family = save_random_model(
+        root / "seed_oss", family="seed_oss", head_dim=8, attention_dropout=0, residual_dropout=0
+    )
     text, runs = root / "articles.txt", {}
     text.write_text(" = Title = \n\n" + " A sentence of the article . \n" * 100)
     for name, options in RUNS.items():

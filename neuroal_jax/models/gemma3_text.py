@@ -1,4 +1,4 @@
-"""Gemma 3: Gemma 2 with normed queries and keys, and five blocks with a window and a rotation of their own to each other.
+"""Gemma 3: Gemma 2 with normed queries and keys, and a rotation of their own for the blocks with a window.
 
 These are the text models (270M, 1B). The larger ones bring a vision model along, and are refused.
 """

@@ -126,7 +126,7 @@ def test_a_tied_checkpoint_may_carry_its_head(make_llama):
     assert model.head.embedding is model.stem.embedding
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma2", "Phi"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi"])
 def test_tables_of_rotary_positions_are_not_needed(make_llama, family):
     directory = make_llama(family=family)
     tensors = load_file(directory / "model.safetensors")
@@ -137,11 +137,11 @@ def test_tables_of_rotary_positions_are_not_needed(make_llama, family):
 
 
 WITHOUT_MODEL = {
-    "Llama": lambda name: name.removeprefix("model."),
-    "Llama twice": lambda name: f"model.{name}",
-    "Gemma": lambda name: name.removeprefix("model."),
-    "OPT": lambda name: name.removeprefix("model."),
-    "Phi": lambda name: name.removeprefix("model."),
+    "llama": lambda name: name.removeprefix("model."),
+    "llama twice": lambda name: f"model.{name}",
+    "gemma": lambda name: name.removeprefix("model."),
+    "opt": lambda name: name.removeprefix("model."),
+    "phi": lambda name: name.removeprefix("model."),
 }
 
 
@@ -171,7 +171,7 @@ def test_masks_have_the_names_of_parameters_and_fit_files_with_other_names(make_
     from neuroal_jax.checkpoint.tensors import combine, digests
     from neuroal_jax.masks.file import PackedMasks, load_masks, save_masks
 
-    directory = renamed(make_llama(family="OPT"), lambda name: name.removeprefix("model."))
+    directory = renamed(make_llama(family="opt"), lambda name: name.removeprefix("model."))
     checkpoint = open_checkpoint(str(directory))
     kept = {name: checkpoint.read(name) > 0 for name in checkpoint.prunable()}
     assert all(name.startswith("model.decoder.") for name in kept)
@@ -314,7 +314,7 @@ UNUSED = {
     ),
     "a head's bias": ({"tie_word_embeddings": True}, {"lm_head.bias": (96,)}),
     "biases without the config's attribute": ({}, {"model.layers.0.self_attn.q_proj.bias": (32,), "norm.bias": (32,)}),
-    "qwen's, of conversions": ({"family": "Qwen2"}, {"model.layers.0.self_attn.o_proj.bias": (32,)}),
+    "qwen's, of conversions": ({"family": "qwen2"}, {"model.layers.0.self_attn.o_proj.bias": (32,)}),
 }
 
 
@@ -334,7 +334,7 @@ def test_what_transformers_leaves_out_is_named_and_left_out(make_llama, caplog, 
 
 
 def test_masks_and_versions_that_older_files_carry_are_not_needed(make_llama, caplog):
-    directory = make_llama(family="OPT", ffn_dim=56, word_embed_proj_dim=32)
+    directory = make_llama(family="opt", ffn_dim=56, word_embed_proj_dim=32)
     tensors = load_file(directory / "model.safetensors")
     masks = {f"decoder.layers.0.self_attn.{name}": np.ones((1, 1, 4, 4), bool) for name in ("bias", "masked_bias")}
     save_file(tensors | masks | {"decoder.version": np.array([3.0], np.float32)}, directory / "model.safetensors")
@@ -524,7 +524,7 @@ def test_a_damaged_array_of_orbax_is_refused(llama, tmp_path):
         open_checkpoint(str(tmp_path / "flax")).hashes()
 
 
-@pytest.mark.parametrize("family", ["Llama", "OPT", "Phi"])
+@pytest.mark.parametrize("family", ["llama", "opt", "phi"])
 def test_the_widths_of_a_blocks_inputs_are_those_of_its_forward_pass(make_llama, family):
     checkpoint = open_checkpoint(str(make_llama(family=family)))
     model = load_model(str(checkpoint.path))

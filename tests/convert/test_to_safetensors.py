@@ -42,7 +42,7 @@ def pickle_of(model, directory, shards=1, **options):
 
 
 MODELS = {
-    "OPT, tied": {"family": "OPT", "ffn_dim": 56, "word_embed_proj_dim": 32, "tie_word_embeddings": True},
+    "OPT, tied": {"family": "opt", "ffn_dim": 56, "word_embed_proj_dim": 32, "tie_word_embeddings": True},
     "Llama": {"dtype": "bfloat16"},
     "Llama, tied": {"tie_word_embeddings": True, "dtype": "float16"},
 }

@@ -35,31 +35,47 @@ VARIANTS = {
     "llama llama3 rope": {"rope_parameters": LLAMA3_ROPE},
     "llama other activation, theta and epsilon": {"hidden_act": "gelu", "rope_theta": 123.0, "rms_norm_eps": 1e-3},
     "llama one block": {"num_hidden_layers": 1},
-    "mistral no window": {"family": "Mistral", "sliding_window": None},
-    "mistral sliding window": {"family": "Mistral", "sliding_window": 7},
-    "mistral wide heads": {"family": "Mistral", "head_dim": 12, "num_key_value_heads": 1},
-    "qwen2": {"family": "Qwen2"},
-    "qwen2 windows": {"family": "Qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-    "qwen2 tied": {"family": "Qwen2", "tie_word_embeddings": True},
-    "qwen3": {"family": "Qwen3", "head_dim": 12},
-    "qwen3 biases, tied": {"family": "Qwen3", "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
-    "gemma": {"family": "Gemma", "head_dim": 12, **SMALL},
-    "gemma multi-query": {"family": "Gemma", "head_dim": 16, "num_key_value_heads": 1, **SMALL},
-    "gemma2": {"family": "Gemma2", "head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 9, **SMALL},
+    "mistral no window": {"family": "mistral", "sliding_window": None},
+    "mistral sliding window": {"family": "mistral", "sliding_window": 7},
+    "mistral wide heads": {"family": "mistral", "head_dim": 12, "num_key_value_heads": 1},
+    "qwen2": {"family": "qwen2"},
+    "qwen2 windows": {"family": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "qwen2 tied": {"family": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {"family": "qwen3", "head_dim": 12},
+    "qwen3 biases, tied": {"family": "qwen3", "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
+    "gemma": {"family": "gemma", "head_dim": 12, **SMALL},
+    "gemma multi-query": {"family": "gemma", "head_dim": 16, "num_key_value_heads": 1, **SMALL},
+    "gemma2": {"family": "gemma2", "head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 9, **SMALL},
     "gemma2 softcaps": {
-        "family": "Gemma2", "head_dim": 8, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5, **SMALL,
+        "family": "gemma2", "head_dim": 8, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5, **SMALL,
     },
     "gemma2 no softcaps": {
-        "family": "Gemma2", "head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None, **SMALL,
+        "family": "gemma2", "head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None, **SMALL,
     },
-    "opt": {"family": "OPT", "ffn_dim": 56},
-    "opt 350m": {"family": "OPT", "ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
-    "opt no biases": {"family": "OPT", "ffn_dim": 40, "enable_bias": False, "layer_norm_elementwise_affine": False},
-    "opt no final norm": {"family": "OPT", "ffn_dim": 40, "_remove_final_layer_norm": True},
-    "opt untied": {"family": "OPT", "ffn_dim": 56, "tie_word_embeddings": False},
-    "phi": {"family": "Phi", "num_key_value_heads": 4},
-    "phi grouped-query, normed queries and keys": {"family": "Phi", "qk_layernorm": True},
-    "phi other rotation": {"family": "Phi", "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
+    "gemma3": {
+        "family": "gemma3_text", "head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 9,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], **SMALL,
+    },
+    "gemma3, a pattern of layers": {"family": "gemma3_text", "head_dim": 8, "sliding_window_pattern": 2, **SMALL},
+    "gemma3, one kind of block": {
+        "family": "gemma3_text", "head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention"] * 3, **SMALL,
+    },
+    "gemma3, scaled rotation, softcaps": {
+        "family": "gemma3_text", "head_dim": 8, "sliding_window_pattern": 3, "final_logit_softcapping": 1.5,
+        "attn_logit_softcapping": 0.5, "num_key_value_heads": 1, "tie_word_embeddings": False, **SMALL,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 900.0, "factor": 8.0},
+        },
+    },
+    "opt": {"family": "opt", "ffn_dim": 56},
+    "opt 350m": {"family": "opt", "ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
+    "opt no biases": {"family": "opt", "ffn_dim": 40, "enable_bias": False, "layer_norm_elementwise_affine": False},
+    "opt no final norm": {"family": "opt", "ffn_dim": 40, "_remove_final_layer_norm": True},
+    "opt untied": {"family": "opt", "ffn_dim": 56, "tie_word_embeddings": False},
+    "phi": {"family": "phi", "num_key_value_heads": 4},
+    "phi grouped-query, normed queries and keys": {"family": "phi", "qk_layernorm": True},
+    "phi other rotation": {"family": "phi", "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
 }  # fmt: skip
 
 
@@ -147,22 +163,23 @@ def test_attention_has_the_gradient_of_plain_attention_and_the_same_value_under_
 
 
 ONE_OF_EACH = {
-    "Gemma": {"head_dim": 8, **SMALL},
-    "Gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},
-    "Llama": {},
-    "Mistral": {"sliding_window": 9},
-    "OPT": {"ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
-    "Phi": {"qk_layernorm": True},
-    "Qwen2": {},
-    "Qwen3": {"head_dim": 8},
+    "gemma": {"head_dim": 8, **SMALL},
+    "gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2, **SMALL},
+    "llama": {},
+    "mistral": {"sliding_window": 9},
+    "opt": {"ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
+    "phi": {"qk_layernorm": True},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
 }
-LLAMA_LIKE = ("Gemma", "Gemma2", "Mistral", "Qwen2", "Qwen3")  # their blocks are made of Llama's parts
+LLAMA_LIKE = ("gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3")  # their blocks are made of Llama's parts
 
 
 def test_each_registered_family_is_tested():
     from neuroal_jax.models import FAMILIES
 
-    assert {name.lower() for name in ONE_OF_EACH} == set(FAMILIES)
+    assert set(ONE_OF_EACH) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -227,12 +244,12 @@ EVERY = [
 @pytest.mark.parametrize(
     ("family", "combinations"),
     [
-        pytest.param("Llama", COMBINATIONS[:3], id="Llama"),
-        pytest.param("Llama", EVERY, id="Llama-every", marks=pytest.mark.slow),
+        pytest.param("llama", COMBINATIONS[:3], id="llama"),
+        pytest.param("llama", EVERY, id="llama-every", marks=pytest.mark.slow),
         *(
             pytest.param(family, COMBINATIONS, id=family, marks=pytest.mark.slow)
             for family in ONE_OF_EACH
-            if family != "Llama"
+            if family != "llama"
         ),
     ],
 )
@@ -255,17 +272,28 @@ def test_every_pruner_allocation_and_refinement_hits_the_exact_budget(
 
 
 REFUSED = {
-    "Gemma activations": ("Gemma", {"hidden_activation": "silu"}, "hidden_activation 'silu' and hidden_act"),
-    "Gemma2 layers": ("Gemma2", {"layer_types": ["full_attention"]}, "layer_types"),
+    "Gemma activations": ("gemma", {"hidden_activation": "silu"}, "hidden_activation 'silu' and hidden_act"),
+    "Gemma2 layers": ("gemma2", {"layer_types": ["full_attention"]}, "layer_types"),
+    "Gemma3 rotations": (
+        "gemma3_text",
+        {"rope_parameters": {"rope_theta": 1e6}},
+        "rope_parameters is .* a rotation for each layer type",
+    ),
+    "Gemma3 rotations twice": (
+        "gemma3_text",
+        {"rope_local_base_freq": 5.0},
+        "rope_theta is 5.0, but 10000.0 in rope_parameters",
+    ),
+    "Gemma3 in both directions": ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     "Phi rotation": (
-        "Phi",
+        "phi",
         {"partial_rotary_factor": 1.5, "rope_parameters": None},
         "dimensions of a head are rotated",
     ),
-    "OPT heads": ("OPT", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
-    "OPT attribute": ("OPT", {"is_causal": False}, "is_causal=False"),
-    "Qwen MoE": ("Qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
-    "Mixtral": ("Mistral", {"model_type": "mixtral"}, "mixture of experts"),
+    "OPT heads": ("opt", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
+    "OPT attribute": ("opt", {"is_causal": False}, "is_causal=False"),
+    "Qwen MoE": ("qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
+    "Mixtral": ("mistral", {"model_type": "mixtral"}, "mixture of experts"),
 }
 
 
@@ -283,7 +311,7 @@ def test_reference_budget_keeps_mistrals_q_k_v_rows_uniform(make_llama):
     from neuroal_jax.allocation.problem import Problem
     from neuroal_jax.search import row_step
 
-    checkpoint = open_checkpoint(str(make_llama(family="Mistral")))
+    checkpoint = open_checkpoint(str(make_llama(family="mistral")))
     shapes, family = checkpoint.linear_shapes(), checkpoint.family
     rng = np.random.default_rng(0)
     widths = {linear.reads: shapes[linear.name][1] for linear in family.linears}

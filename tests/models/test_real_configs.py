@@ -64,6 +64,10 @@ def without(config, *keys):
 LLAMA = without(shrunk(CONFIGS["Llama-3.1-8B-Instruct"]), "rope_scaling")
 QWEN, MISTRAL = shrunk(CONFIGS["Qwen2-0.5B"]), shrunk(CONFIGS["Mistral-7B-v0.1"])
 GEMMA, PHI, OPT = shrunk(CONFIGS["gemma-7b-it"]), shrunk(CONFIGS["phi-2"]), shrunk(CONFIGS["opt-125m"])
+GEMMA3 = {
+    **{key: GEMMA[key] for key in (*SIZES, "hidden_size") if key in GEMMA and key != "ffn_dim"},
+    "model_type": "gemma3_text", "head_dim": 12, "num_key_value_heads": 1, "sliding_window": 6, "bos_token_id": 2,
+}  # fmt: skip
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 FULL, SLIDING = "full_attention", "sliding_attention"
 ODD = {
@@ -98,6 +102,13 @@ ODD = {
     "attributes of other models": LLAMA | {"logits_scaling": 9.0, "embedding_multiplier": 3, "qk_layernorm": True},
     "a plan of several devices": LLAMA | {"base_model_tp_plan": {"layers.*.mlp.up_proj": "colwise"}},
     "dropout": LLAMA | {"attention_dropout": 0.5, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "neftune_noise_alpha": 5},
+    "gemma 3 as transformers 4 wrote it": GEMMA3 | {
+        "rope_theta": 500.0, "rope_local_base_freq": 20.0, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window_pattern": 2, "cache_implementation": "hybrid",
+    },
+    "gemma 3, rotation of one kind of layer given": GEMMA3 | {
+        "rope_parameters": {FULL: {"rope_type": "yarn", "factor": 4.0}, SLIDING: None}, "layer_types": [SLIDING, FULL],
+    },
     "tied by default": without(OPT, "tie_word_embeddings"),
     **{f"activation {name}": LLAMA | {"hidden_act": name} for name in ("quick_gelu", "relu2", "mish", "gelu_python")},
 }  # fmt: skip
