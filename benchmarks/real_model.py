@@ -116,16 +116,21 @@ def table(dense: Mapping[str, Any], pruned: Sequence[tuple[str, Mapping[str, Any
     lines = [head, ["---"] * len(head), ["dense", "", "0", *(f"{text['dense']:.2f}" for text in texts.values())]]
     for name, manifest in pruned:
         pruner, _, method = name.partition(" ")
-        seconds = manifest["seconds"]
         lines.append(
             [
                 *(pruner, method, f"{manifest['sparsity']['requested']:g}"),
                 *(f"{text['pruned']:.2f}" for text in manifest["token_ppl"]["texts"].values()),
-                *(f"{seconds.get('search', 0):.0f}", f"{seconds['prune']:.0f}"),
+                *(f"{search_seconds(manifest):.0f}", f"{manifest['seconds']['prune']:.0f}"),
                 f"{manifest['memory_bytes']['host_peak'] / 2**20:.0f}",
             ]
         )
     return [_line(line + [""] * (len(head) - len(line))) for line in lines]
+
+
+def search_seconds(manifest: Mapping[str, Any]) -> float:
+    """What a run's search took, or would have taken had not another run done some of its walks before."""
+    reused = (walk["seconds"] for walk in manifest.get("reused", ()) if walk["walk"] != "dense-perplexity")
+    return manifest["seconds"].get("search", 0.0) + sum(reused)
 
 
 def conditions(manifests: Sequence[Mapping[str, Any]], machine: str) -> str:
@@ -142,7 +147,7 @@ def conditions(manifests: Sequence[Mapping[str, Any]], machine: str) -> str:
         f"{Path(first['options']['model']).name}, {first['options']['dtype']}, token_ppl@{evaluation['seqlen']} on "
         f"{evaluation['windows']} windows of each text; {calibration['windows']} calibration sequences of "
         f"{calibration['seqlen']} tokens of C4{f', the search with {search}{counts}' if stages else ''}. "
-        f"Measured on {machine}; seconds and memory include compiling, memory both perplexities."
+        f"Measured on {machine}; each run is a process of its own, and seconds include compiling."
     )
 
 

@@ -86,7 +86,7 @@ def walk(directory, windows, prune=None):
     for layer in net.model.layers:
         layer.forward = watched(layer, layer.forward)
     with torch.no_grad():
-        net.model(torch.from_numpy(windows))
+        net.model(torch.from_numpy(windows), use_cache=False)
     return found
 
 
