@@ -14,7 +14,7 @@ from neuroal_jax.checkpoint.orbax import OrbaxSource, is_orbax
 from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.checkpoint.saving import Edit, copy_edited, copy_side_files, write_checkpoint
 from neuroal_jax.checkpoint.tensors import (
-    BASE,
+    BASES,
     FLOAT_DTYPES,
     TensorSource,
     combine,
@@ -187,7 +187,7 @@ def open_checkpoint(model: str) -> Checkpoint:
     source.rename(parameter_names(source.infos, expand(every, config.num_hidden_layers)))
     if config.tie_word_embeddings:
         config = replace(config, tie_word_embeddings=_settle_tie(path, source, every))
-    _check_tensors(path, family, config, source)
+    _check_tensors(path, family, config, source, every)
     return Checkpoint(path, config_file, family, config, source, family.rules(config))
 
 
@@ -228,14 +228,19 @@ def _settle_tie(path: Path, source: TensorSource, rules: tuple[ParamRule, ...]) 
     return False
 
 
-def _check_tensors(path: Path, family: Family, config: Any, source: TensorSource) -> None:
-    """Raises UserError listing every tensor that is missing, extra, misshapen or of an unsupported dtype."""
+def _check_tensors(
+    path: Path, family: Family, config: Any, source: TensorSource, untied: tuple[ParamRule, ...]
+) -> None:
+    """Raises UserError listing every tensor that is missing, extra, misshapen or of an unsupported dtype.
+
+    A tied head may be there too, under the name that it has in the table `untied`.
+    """
     try:
         shapes = abstract_params(family, config)
     except Exception as error:  # JAX raises several kinds for sizes beyond its own
         raise UserError(f"{path}: no model has the sizes that its config.json gives ({error})") from error
     expected = expand(family.rules(config), config.num_hidden_layers)
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    tied = {rule.hf for rule in untied if rule.flax == "head.embedding"} if config.tie_word_embeddings else set()
     problems = []
     for name, (rule, _) in expected.items():
         info = source.infos.get(name)
@@ -260,4 +265,4 @@ def _check_tensors(path: Path, family: Family, config: Any, source: TensorSource
 def _is_unused_bias(name: str, expected: Collection[str]) -> bool:
     """Whether a tensor is the bias of a linear, or norm, that has none in the model."""
     weight = f"{name.removesuffix('.bias')}.weight"
-    return name.endswith(".bias") and (weight in expected or BASE + weight in expected)
+    return name.endswith(".bias") and any(base + weight in expected for base in ("", *BASES))

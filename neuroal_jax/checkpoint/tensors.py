@@ -50,14 +50,15 @@ class TensorSource(Protocol):
         """Gives tensors other names from now on, from the present ones; files stay as they are."""
 
 
-BASE = "model."  # of transformers' parameters outside of the head, in all families
+BASES = ("model.", "gpt_neox.")  # before transformers' names of parameters outside of the head: most families, GPT-NeoX
+_HEADS = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX: the parameter's name, and that of older versions and files
 
 
 def parameter_names(stored: Iterable[str], expected: Collection[str]) -> dict[str, str]:
     """The names that transformers gives to tensors which have another one in their file.
 
     As on loading, the name of the model inside comes first or is left out: OPT's `decoder.layers.0.fc1.weight` is
-    `model.decoder.layers.0.fc1.weight`.
+    `model.decoder.layers.0.fc1.weight`. GPT-NeoX's head has two names.
 
     Args:
         stored: Names in the files.
@@ -69,8 +70,9 @@ def parameter_names(stored: Iterable[str], expected: Collection[str]) -> dict[st
     names: dict[str, str] = {}
     found = set(stored)
     for name in sorted(found):
-        other = name.removeprefix(BASE) if name.startswith(BASE) else BASE + name
-        if name not in expected and other in expected:
+        others = [name.removeprefix(base) if name.startswith(base) else base + name for base in BASES]
+        other = next((other for other in (*others, _HEADS.get(name)) if other in expected), None)
+        if name not in expected and other is not None:
             if other in found:
                 raise UserError(f"tensors {name} and {other} are one and the same to transformers: remove one of them")
             names[name] = other

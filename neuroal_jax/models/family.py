@@ -2,7 +2,8 @@
 
 A family's linears are listed once, in the order in which PyTorch's `named_modules` visits them. Each says which input
 it reads and which input its output rows become, so that the statistics, the allocations and the pruners never look
-at positions or names.
+at positions or names. A tensor that is several linears in one is one linear of several parts: it reads one input, and
+so has one mask, one share of the budget and one entry everywhere; its rows become different inputs.
 """
 
 import re
@@ -14,24 +15,61 @@ Shapes = Mapping[str, tuple[int, int]]  # (out, in) of each linear of a block
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Output rows of a linear that become one input; how many they are follows from its width.
+
+    Attributes:
+        feeds: Name of the input that these rows become, in its order (NeuroAL's row step).
+        feeds_next_block: Whether `feeds` lives in the following block instead of this one.
+        grouped: Whether they are k/v heads that several query heads of `feeds` may share.
+        selects: Whether they only weigh what other rows pass on: queries and keys, or the activated half of a gate.
+    """
+
+    feeds: str
+    feeds_next_block: bool = False
+    grouped: bool = False
+    selects: bool = False
+
+
+# The parts of the usual fused linears, in their order.
+QKV = (
+    Rows("attention_output", selects=True),
+    Rows("attention_output", grouped=True, selects=True),
+    Rows("attention_output", grouped=True),
+)
+GATE_UP = (Rows("mlp_hidden", selects=True), Rows("mlp_hidden"))
+
+
+@dataclass(frozen=True)
 class LinearSpec:
     """One prunable linear of a block.
 
     Attributes:
         name: Module path inside the block, the same in Hugging Face and in Flax (`self_attn.q_proj`).
         reads: Name of the block input that this linear multiplies; several linears may share one.
-        feeds: Name of the input that this linear's output rows become (NeuroAL's row step).
-        feeds_next_block: Whether `feeds` lives in the following block instead of this one.
-        grouped: Whether its rows are k/v heads that several query heads of `feeds` share.
+        feeds: What all its output rows become, see `Rows`, as for the next three; without parts of its own.
+        feeds_next_block: See `Rows`.
+        grouped: See `Rows`.
+        selects: See `Rows`.
+        fused: Its parts, if it is several linears in one tensor: what stands in `Rows` is theirs then.
+        interleaved: Whether the parts follow each other within every k/v head's share of the rows, not as wholes.
         in_mlp: Whether it belongs to the MLP, whose masks DSnoT leaves alone.
     """
 
     name: str
     reads: str
-    feeds: str
+    feeds: str = ""
     feeds_next_block: bool = False
     grouped: bool = False
+    selects: bool = False
+    fused: tuple[Rows, ...] = ()
+    interleaved: bool = False
     in_mlp: bool = False
+
+    @property
+    def parts(self) -> tuple[Rows, ...]:
+        """Its output rows by what they become, in order: one part, unless it is several linears in one."""
+        return self.fused or (Rows(self.feeds, self.feeds_next_block, self.grouped, self.selects),)
 
 
 @dataclass(frozen=True)
@@ -89,12 +127,12 @@ class Family:
     reference_uniform: tuple[str, ...] = ()
     ignored: tuple[str, ...] = (
         *(r"(.*\.)?rotary_emb\.\w+", r"(.*\.)?inv_freq", r"(.*\.)?position_ids"),
-        *(r"(.*\.)?(self_)?attn\.(masked_)?bias", r"(model\.)?decoder\.version"),
+        *(r"(.*\.)?((self_)?attn|attention)\.(masked_)?bias", r"(model\.)?decoder\.version"),
     )
     unused: tuple[str, ...] = (
         r"((model|pretrained_model)\.)?"
         r"(classifier|medusa_head|pooler|qa_outputs|regression_head|reward_head|score|summary|v_head|value_head)\..+",
-        r"lm_head\.bias",
+        r"(lm_head|embed_out)\.bias",
     )
 
     def ignores(self, hf_name: str) -> bool:

@@ -20,11 +20,11 @@ from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rope_values, rotate, 
 
 # In named_modules order. D - S of the last linear's target, the next block's first input, is always zero.
 LINEARS = (
-    LinearSpec("self_attn.q_proj", reads="attention_input", feeds="attention_output"),
-    LinearSpec("self_attn.k_proj", reads="attention_input", feeds="attention_output", grouped=True),
+    LinearSpec("self_attn.q_proj", reads="attention_input", feeds="attention_output", selects=True),
+    LinearSpec("self_attn.k_proj", reads="attention_input", feeds="attention_output", grouped=True, selects=True),
     LinearSpec("self_attn.v_proj", reads="attention_input", feeds="attention_output", grouped=True),
     LinearSpec("self_attn.o_proj", reads="attention_output", feeds="mlp_input"),
-    LinearSpec("mlp.gate_proj", reads="mlp_input", feeds="mlp_hidden", in_mlp=True),
+    LinearSpec("mlp.gate_proj", reads="mlp_input", feeds="mlp_hidden", selects=True, in_mlp=True),
     LinearSpec("mlp.up_proj", reads="mlp_input", feeds="mlp_hidden", in_mlp=True),
     LinearSpec("mlp.down_proj", reads="mlp_hidden", feeds="attention_input", feeds_next_block=True, in_mlp=True),
 )
@@ -37,13 +37,17 @@ class GatedConfig:
 
     Attributes:
         qkv_bias: Whether q, k and v have biases; `o_bias` and `mlp_bias` likewise.
-        qk_norm: Whether queries and keys are normalised per head before the rotation.
+        qk_norm: What is normalised of queries and keys before the rotation: each `head`, the whole `projection`, None.
         scale: Factor of the attention scores.
         softcap: Bound that the attention scores approach, or None.
         sliding_window: How many positions a token sees, itself included, or None; by block if `layer_windows`.
         unit_offset: Whether norms scale by `1 + weight`.
+        wide_norms: Whether norms are rounded after they scale, not before.
         embedding_scale: Factor of the embeddings.
+        residual_multiplier: Factor of what attention and MLP add to the hidden states.
+        logits_scaling: Divisor of the logits.
         logit_softcap: Bound that the logits approach, or None.
+        norms: Names of the norms before attention, after it, before the MLP and after it; None where there is none.
         layer_windows: Whether a block sees the sliding window, per block; empty where all blocks are alike.
         other_ropes: The rotations of blocks that do not have `rope`; None is none.
         layer_ropes: The number of a block's rotation, per block, among `rope` and `other_ropes`; empty where all have
@@ -65,13 +69,17 @@ class GatedConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: str | None = None
     scale: float = 1.0
     softcap: float | None = None
     sliding_window: int | None = None
     unit_offset: bool = False
+    wide_norms: bool = False
     embedding_scale: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
     logit_softcap: float | None = None
+    norms: tuple[str | None, ...] = ("input_layernorm", None, "post_attention_layernorm", None)
     layer_windows: tuple[bool, ...] = ()
     other_ropes: tuple[Rope | None, ...] = ()
     layer_ropes: tuple[int, ...] = ()
@@ -181,7 +189,8 @@ class Attention(nnx.Module):
         self.v_proj = layers.linear(config.hidden_size, keys, bias=config.qkv_bias, rngs=rngs)
         self.o_proj = layers.linear(queries, config.hidden_size, bias=config.o_bias, rngs=rngs)
         if config.qk_norm:
-            self.q_norm, self.k_norm = norm(config, config.head_dim), norm(config, config.head_dim)
+            sizes = (queries, keys) if config.qk_norm == "projection" else (config.head_dim, config.head_dim)
+            self.q_norm, self.k_norm = (norm(config, size) for size in sizes)
         if config.layer_windows:
             self.window = nnx.Variable(jnp.zeros((), jnp.int32))  # set per block, see `block_constants`
         if config.layer_ropes:
@@ -190,9 +199,11 @@ class Attention(nnx.Module):
     def mix(self, x: Float[Array, "b t d"]) -> Float[Array, "b t q"]:
         """Everything up to o_proj's input."""
         config = self.config
-        split = (*x.shape[:2], -1, config.head_dim)
-        q, k, v = self.q_proj(x).reshape(split), self.k_proj(x).reshape(split), self.v_proj(x).reshape(split)
-        if config.qk_norm:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if config.qk_norm == "projection":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (heads.reshape(*x.shape[:2], -1, config.head_dim) for heads in (q, k, v))
+        if config.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         which = self.rope[...] if config.layer_ropes else 0
         q, k = (rotate(x, config.rope, *config.other_ropes, which=which) for x in (q, k))
@@ -218,26 +229,29 @@ class MLP(nnx.Module):
 
 def norm(config: GatedConfig, size: int | None = None) -> layers.RMSNorm:
     """A norm of hidden states, or of vectors of another size."""
-    return layers.RMSNorm(size or config.hidden_size, config.rms_norm_eps, unit_offset=config.unit_offset)
+    size = size or config.hidden_size
+    return layers.RMSNorm(size, config.rms_norm_eps, unit_offset=config.unit_offset, wide=config.wide_norms)
 
 
 class GatedBlock(nnx.Module):
     """One decoder block."""
 
     def __init__(self, config: GatedConfig, *, rngs: nnx.Rngs) -> None:
-        self.input_layernorm = norm(config)
+        self.config = config
         self.self_attn = Attention(config, rngs=rngs)
-        self.post_attention_layernorm = norm(config)
         self.mlp = MLP(config, rngs=rngs)
+        for name in filter(None, config.norms):
+            setattr(self, name, norm(config))
 
     def __call__(self, hidden: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], dict[str, Array]]:
         """Returns the block's output and the inputs of its linears, by the names in `LINEARS`."""
-        attention_input = self.input_layernorm(hidden)
+        before_attention, after_attention, before_mlp, after_mlp = self.config.norms
+        attention_input = self._normed(before_attention, hidden)
         attention_output = self.self_attn.mix(attention_input)
-        hidden = hidden + self.self_attn.o_proj(attention_output)
-        mlp_input = self.post_attention_layernorm(hidden)
+        hidden = hidden + self._scaled(self._normed(after_attention, self.self_attn.o_proj(attention_output)))
+        mlp_input = self._normed(before_mlp, hidden)
         mlp_hidden = self.mlp.gate(mlp_input)
-        hidden = hidden + self.mlp.down_proj(mlp_hidden)
+        hidden = hidden + self._scaled(self._normed(after_mlp, self.mlp.down_proj(mlp_hidden)))
         inputs = {
             "attention_input": attention_input,
             "attention_output": attention_output,
@@ -245,6 +259,13 @@ class GatedBlock(nnx.Module):
             "mlp_hidden": mlp_hidden,
         }
         return hidden, inputs
+
+    def _normed(self, name: str | None, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        return x if name is None else getattr(self, name)(x)
+
+    def _scaled(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        factor = self.config.residual_multiplier  # in fp32, as PyTorch multiplies by a number: it is not rounded itself
+        return x if factor == 1.0 else (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
 def stem(config: GatedConfig, rngs: nnx.Rngs) -> layers.Embedding:
@@ -259,13 +280,18 @@ def block(config: GatedConfig, rngs: nnx.Rngs) -> GatedBlock:
 
 def head(config: GatedConfig, rngs: nnx.Rngs) -> layers.NormHead:
     """Hidden states to logits."""
-    return layers.NormHead(norm(config), config.vocab_size, config.hidden_size, softcap=config.logit_softcap, rngs=rngs)
+    return layers.NormHead(
+        norm(config),
+        config.vocab_size,
+        config.hidden_size,
+        divisor=config.logits_scaling,
+        softcap=config.logit_softcap,
+        rngs=rngs,
+    )
 
 
-def rules(
-    config: GatedConfig, norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
-) -> tuple[ParamRule, ...]:
-    """The table of all tensors; `norms` are the block's norms of hidden states."""
+def rules(config: GatedConfig) -> tuple[ParamRule, ...]:
+    """The table of all tensors."""
     attention = [linear.name for linear in LINEARS if linear.name.startswith("self_attn.")]
     mlp = [linear.name for linear in LINEARS if linear.name.startswith("mlp.")]
     heads = ("self_attn.q_norm", "self_attn.k_norm") if config.qk_norm else ()
@@ -273,7 +299,11 @@ def rules(
     tied = config.tie_word_embeddings
     return (
         ParamRule(embeddings, "stem.embedding"),
-        *(ParamRule(f"{HF_BLOCK}{name}.weight", f"blocks.{{block}}.{name}.scale") for name in (*norms, *heads)),
+        *(
+            ParamRule(f"{HF_BLOCK}{name}.weight", f"blocks.{{block}}.{name}.scale")
+            for name in (*config.norms, *heads)
+            if name
+        ),
         *linear_rules(HF_BLOCK, attention[:3], bias=config.qkv_bias),
         *linear_rules(HF_BLOCK, attention[3:], bias=config.o_bias),
         *linear_rules(HF_BLOCK, mlp, bias=config.mlp_bias),

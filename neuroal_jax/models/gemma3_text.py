@@ -38,8 +38,9 @@ def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
         gated.windowed(parsed, hf_config.take_window(config, 4096), layers),
         qkv_bias=bias,
         o_bias=bias,
-        qk_norm=True,
+        qk_norm="head",
         unit_offset=True,
+        norms=gemma2.NORMS,
         embedding_scale=parsed.hidden_size**0.5,
         scale=hf_config.take_float(config, "query_pre_attn_scalar", 256) ** -0.5,
         logit_softcap=hf_config.take_optional_float(config, "final_logit_softcapping"),
@@ -52,7 +53,5 @@ FAMILY = gated.family(
     "gemma3_text",
     "Gemma3ForCausalLM",
     parse_config,
-    rules=gemma2.rules,
-    block=gemma2.block,
     bos_every_window=True,
 )

@@ -43,19 +43,23 @@ def softcapped(x: Float[Array, "*b"], cap: float | None) -> Float[Array, "*b"]:
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axis; with `unit_offset` the factor is `1 + scale`, as in Gemma."""
+    """Root-mean-square norm over the last axis; with `unit_offset` the factor is `1 + scale`, as in Gemma.
 
-    def __init__(self, size: int, epsilon: float, *, unit_offset: bool = False) -> None:
+    Llama rounds to the input's dtype before it scales, Gemma afterwards; so do others, with `wide`.
+    """
+
+    def __init__(self, size: int, epsilon: float, *, unit_offset: bool = False, wide: bool = False) -> None:
         self.scale = nnx.Param(jnp.zeros(size) if unit_offset else jnp.ones(size))
         self.epsilon = epsilon
-        self.unit_offset = unit_offset
+        self.offset = 1.0 if unit_offset else 0.0
+        self.wide = wide or unit_offset
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """Normalises in fp32. Hugging Face rounds to `x`'s dtype before it scales, but after with `unit_offset`."""
+        """Normalises in fp32."""
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
-        if self.unit_offset:
-            return (normed * (1 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+        if self.wide:
+            return (normed * (self.offset + self.scale[...].astype(jnp.float32))).astype(x.dtype)
         return self.scale[...] * normed.astype(x.dtype)
 
 
@@ -102,11 +106,13 @@ class NormHead(nnx.Module):
         size: int,
         *,
         bias: bool = False,
+        divisor: float = 1.0,
         softcap: float | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         self.norm = norm
         self.embedding = embedding(vocab, size, rngs)
+        self.divisor = divisor
         self.softcap = softcap
         if bias:
             self.bias = nnx.Param(jnp.zeros(vocab))
@@ -117,4 +123,4 @@ class NormHead(nnx.Module):
         logits = jnp.einsum("...d,vd->...v", self.norm(hidden), weight, precision=jax.lax.Precision.HIGHEST)
         if hasattr(self, "bias"):
             logits = logits + self.bias[...]
-        return softcapped(logits, self.softcap)
+        return softcapped(logits if self.divisor == 1.0 else logits / self.divisor, self.softcap)

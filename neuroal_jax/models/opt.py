@@ -15,9 +15,9 @@ from neuroal_jax.models.attention import causal_attention
 from neuroal_jax.models.family import Family, LinearSpec, ParamRule, linear_rules
 
 LINEARS = (
-    LinearSpec("self_attn.k_proj", reads="attention_input", feeds="attention_output"),
+    LinearSpec("self_attn.k_proj", reads="attention_input", feeds="attention_output", selects=True),
     LinearSpec("self_attn.v_proj", reads="attention_input", feeds="attention_output"),
-    LinearSpec("self_attn.q_proj", reads="attention_input", feeds="attention_output"),
+    LinearSpec("self_attn.q_proj", reads="attention_input", feeds="attention_output", selects=True),
     LinearSpec("self_attn.out_proj", reads="attention_output", feeds="mlp_input"),
     LinearSpec("fc1", reads="mlp_input", feeds="mlp_hidden", in_mlp=True),
     LinearSpec("fc2", reads="mlp_hidden", feeds="attention_input", feeds_next_block=True, in_mlp=True),

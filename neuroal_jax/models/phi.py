@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -12,12 +11,12 @@ from neuroal_jax.errors import UserError
 from neuroal_jax.models import hf_config, layers
 from neuroal_jax.models.attention import causal_attention
 from neuroal_jax.models.family import Family, LinearSpec, ParamRule, linear_rules
-from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rope_values, rotate, take_rope
+from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rotate_part, take_partial_rope
 
 # Attention and MLP read the same input, so what `dense` feeds is, like what fc2 feeds, the next block's input.
 LINEARS = (
-    LinearSpec("self_attn.q_proj", reads="block_input", feeds="attention_output"),
-    LinearSpec("self_attn.k_proj", reads="block_input", feeds="attention_output", grouped=True),
+    LinearSpec("self_attn.q_proj", reads="block_input", feeds="attention_output", selects=True),
+    LinearSpec("self_attn.k_proj", reads="block_input", feeds="attention_output", grouped=True, selects=True),
     LinearSpec("self_attn.v_proj", reads="block_input", feeds="attention_output", grouped=True),
     LinearSpec("self_attn.dense", reads="attention_output", feeds="block_input", feeds_next_block=True),
     LinearSpec("mlp.fc1", reads="block_input", feeds="mlp_hidden", in_mlp=True),
@@ -45,7 +44,6 @@ class PhiConfig:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    rotary_dim: int
     max_position_embeddings: int
     layer_norm_eps: float
     rope: Rope
@@ -68,11 +66,11 @@ def parse_config(config: Mapping[str, Any]) -> PhiConfig:
     blocks = hf_config.take_int(config, "num_hidden_layers", high=hf_config.MAX_BLOCKS)
     hf_config.refuse_windows(config, blocks)
     max_positions = hf_config.take_int(config, "max_position_embeddings", 2048)
-    factor = hf_config.take_float(rope_values(config), "partial_rotary_factor", 0.5)
-    rotary_dim = int(head_dim * factor)
-    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim or head_dim != hidden // heads:
+    rope = take_partial_rope(config, head_dim, max_positions, 0.5)
+    if head_dim != hidden // heads or (rope.rotated or 0) % 2:
         raise UserError(
-            f"config.json: {rotary_dim} of {head_dim} dimensions of a head are rotated, expected an even part"
+            f"config.json: {rope.rotated} of {head_dim} dimensions of a head are rotated, expected an even part of "
+            f"{hidden // heads}"
         )
     return PhiConfig(
         vocab_size=hf_config.take_int(config, "vocab_size"),
@@ -82,10 +80,9 @@ def parse_config(config: Mapping[str, Any]) -> PhiConfig:
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        rotary_dim=rotary_dim,
         max_position_embeddings=max_positions,
         layer_norm_eps=hf_config.take_float(config, "layer_norm_eps", 1e-5),
-        rope=take_rope(config, rotary_dim, max_positions),
+        rope=rope,
         hidden_act=hf_config.take_choice(config, "hidden_act", layers.ACTIVATIONS, "gelu_new"),
         qk_layernorm=hf_config.take_bool(config, "qk_layernorm", False),
         tie_word_embeddings=hf_config.take_bool(config, "tie_word_embeddings", False),
@@ -113,13 +110,8 @@ class Attention(nnx.Module):
         q, k, v = self.q_proj(x).reshape(split), self.k_proj(x).reshape(split), self.v_proj(x).reshape(split)
         if config.qk_layernorm:
             q, k = self.q_layernorm(q), self.k_layernorm(k)
-        q, k = self._rotate(q), self._rotate(k)
+        q, k = rotate_part(q, config.rope), rotate_part(k, config.rope)
         return causal_attention(q, k, v, scale=config.head_dim**-0.5).reshape(x.shape)
-
-    def _rotate(self, x: Float[Array, "b t n h"]) -> Float[Array, "b t n h"]:
-        size = self.config.rotary_dim
-        rotated = rotate(x[..., :size], self.config.rope)
-        return jnp.concatenate([rotated, x[..., size:]], axis=-1)
 
 
 class MLP(nnx.Module):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ ROPE_ATTRIBUTES = frozenset(
     {"original_max_position_embeddings", "partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta"}
 )
 _ROTATIONS = ("rope_parameters", "rope_scaling", "rope_theta")
-_KINDS = ("default", "dynamic", "linear", "llama3", "yarn")
+_KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Rope:
         factor: How much longer the context is than the one of `original_max_position_embeddings` positions; by
             `dynamic` scaling, how much the base grows with sequences of more than `max_position_embeddings`.
         attention_factor: Factor of queries and of keys.
+        short_factor: By `longrope`, how much longer each pair's wave gets; of sequences that are longer than the
+            original context, `long_factor`.
+        rotated: How many dimensions of a head are rotated, the first ones; None: all.
     """
 
     theta: float
@@ -43,6 +46,9 @@ class Rope:
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float = 1.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    rotated: int | None = None
 
 
 def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,6 +157,8 @@ def take_rope(config: Mapping[str, Any], head_dim: int, max_positions: int) -> R
     context = take_int(original, "original_max_position_embeddings", max_positions)
     if kind == "yarn":
         return _take_yarn(values, theta, max_positions, context)
+    if kind == "longrope":
+        return _take_longrope(values, theta, head_dim, max_positions, context)
     factor = _take_number(values, "factor", kind)
     if kind == "llama3":
         low, high = (_take_number(values, name, kind) for name in ("low_freq_factor", "high_freq_factor"))
@@ -160,6 +168,22 @@ def take_rope(config: Mapping[str, Any], head_dim: int, max_positions: int) -> R
     if kind == "dynamic" and head_dim < 4:
         raise UserError(f"config.json: dynamic rope scaling rotates at least 4 dimensions of a head, not {head_dim}")
     return Rope(theta, kind, factor, max_position_embeddings=max_positions)
+
+
+def take_partial_rope(config: Mapping[str, Any], head_dim: int, max_positions: int, share: float) -> Rope:
+    """`take_rope` of a model type that may rotate a part of every head, `partial_rotary_factor`; `share` by default.
+
+    As in transformers, an odd number of dimensions is rounded up when they are rotated, but not for their frequencies.
+    """
+    rotated = int(head_dim * take_float(rope_values(config), "partial_rotary_factor", share))
+    if not 0 < rotated + rotated % 2 <= head_dim:
+        raise UserError(
+            f"config.json: {rotated} of {head_dim} dimensions of a head are rotated, expected an even part of them"
+        )
+    rope = take_rope(config, rotated, max_positions)
+    if rotated % 2 and rope.kind in ("longrope", "yarn"):
+        raise UserError(f"config.json: {rotated} dimensions of a head are rotated, {rope.kind} needs an even number")
+    return replace(rope, rotated=rotated)
 
 
 def _take_yarn(values: Mapping[str, Any], theta: float, max_positions: int, context: int) -> Rope:
@@ -187,6 +211,32 @@ def _take_yarn(values: Mapping[str, Any], theta: float, max_positions: int, cont
     )
 
 
+def _take_longrope(values: Mapping[str, Any], theta: float, head_dim: int, max_positions: int, context: int) -> Rope:
+    factor = _take_number(values, "factor", "longrope", max_positions / context)
+    if factor > 1 and context == 1:
+        raise UserError("config.json: original_max_position_embeddings is 1, longrope needs more")
+    inferred = math.sqrt(1 + math.log(factor) / math.log(context)) if factor > 1 else 1.0
+    return Rope(
+        theta,
+        "longrope",
+        original_max_position_embeddings=context,
+        attention_factor=_take_number(values, "attention_factor", "longrope", inferred),
+        short_factor=_take_numbers(values, "short_factor", head_dim // 2),
+        long_factor=_take_numbers(values, "long_factor", head_dim // 2),
+    )
+
+
+def _take_numbers(values: Mapping[str, Any], key: str, length: int) -> tuple[float, ...]:
+    """A list of positive numbers, one for each pair of dimensions that are rotated."""
+    given = values.get(key)
+    if not isinstance(given, list) or len(given) != length:
+        found = f"has {len(given)}" if isinstance(given, list) else "is missing" if given is None else f"is {given!r}"
+        raise UserError(
+            f"config.json: rope {key} {found}, expected a list of {length} numbers, for rope type 'longrope'"
+        )
+    return tuple(_take_number({key: value}, key, "longrope") for value in given)
+
+
 def _take_number(values: Mapping[str, Any], key: str, kind: str, default: float | None = None) -> float:
     try:
         return take_float(values, key, default, high=1e6)
@@ -209,6 +259,9 @@ def rope_frequencies(head_dim: int, rope: Rope, tokens: int) -> Float[np.ndarray
         keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
         keep = np.clip(keep, 0.0, 1.0)
         return keep * plain + (1 - keep) * plain / rope.factor
+    if rope.kind == "longrope":
+        longer = tokens > rope.original_max_position_embeddings
+        return plain / np.asarray(rope.long_factor if longer else rope.short_factor, np.float32)
     if rope.kind == "yarn":
         keep = 1 - _ramp(head_dim, rope)
         return keep * plain + (1 - keep) * plain / np.float32(rope.factor)
@@ -245,12 +298,19 @@ def rotate(x: Float[Array, "b t n h"], *ropes: Rope | None, which: Int[Array, ""
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+def rotate_part(x: Float[Array, "b t n h"], rope: Rope) -> Float[Array, "b t n h"]:
+    """Rotates the first `rope.rotated` dimensions, or one more if that is odd; `rotate` for all of them."""
+    size = x.shape[3] if rope.rotated is None else rope.rotated + rope.rotated % 2
+    return jnp.concatenate([rotate(x[..., :size], rope), x[..., size:]], axis=-1)
+
+
 def _cos_and_sin(
     head_dim: int, rope: Rope | None, tokens: int
 ) -> tuple[Float[np.ndarray, "t 1 half"], Float[np.ndarray, "t 1 half"]]:
     """What `rotate` multiplies queries and keys by, at every position."""
     if rope is None:
         return np.ones((tokens, 1, head_dim // 2), np.float32), np.zeros((tokens, 1, head_dim // 2), np.float32)
-    angles = np.arange(tokens, dtype=np.float32)[:, None, None] * rope_frequencies(head_dim, rope, tokens)
+    frequencies = rope_frequencies(rope.rotated or head_dim, rope, tokens)
+    angles = np.arange(tokens, dtype=np.float32)[:, None, None] * frequencies
     factor = np.float32(rope.attention_factor)
     return np.cos(angles) * factor, np.sin(angles) * factor

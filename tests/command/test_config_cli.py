@@ -210,8 +210,8 @@ def test_every_option_is_a_flag_and_a_yaml_key(tmp_path, method):
     options = {
         "model": "a", "sparsity": 0.25, "pruner": "magnitude", "budget": "reference", "objective": "alignment",
         "calib": "c.txt", "text_column": "t", "nsamples": 5, "search_samples": 2, "seqlen": 7, "seed": 9,
-        "eval": "none", "dtype": "float16", "compilation_cache": "z", "measured": "y", "out": "b", "save_model": "c", "dry_run": True,
-        "overwrite": True, "resume": True,
+        "eval": "none", "dtype": "float16", "compilation_cache": "z", "measured": "y", "out": "b", "save_model": "c",
+        "dry_run": True, "overwrite": True, "resume": True,
         **method,
     }  # fmt: skip
     assert set(options) | set().union(*METHODS) == set(PruneConfig.__dataclass_fields__)

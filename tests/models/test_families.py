@@ -24,7 +24,12 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2.0], "long_factor": [1.0, 2.0, 5.0, 9.0]}
 SMALL = {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
+GRANITE = {
+    "attention_multiplier": 0.15, "embedding_multiplier": 6.0, "logits_scaling": 3.0, "residual_multiplier": 0.22,
+    "tie_word_embeddings": True,
+}  # fmt: skip
 VARIANTS = {
     "llama multi-head": {"num_key_value_heads": 4},
     "llama grouped-query": {},
@@ -68,6 +73,15 @@ VARIANTS = {
             "full_attention": {"rope_type": "linear", "rope_theta": 900.0, "factor": 8.0},
         },
     },
+    "granite": {"family": "granite", **GRANITE},
+    "granite biases, untied": {
+        "family": "granite", **GRANITE, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False,
+    },
+    "granite without factors, wide heads": {"family": "granite", "head_dim": 12, **SMALL},
+    "olmo2": {"family": "olmo2", "num_key_value_heads": 4, **SMALL},
+    "olmo2 grouped-query": {"family": "olmo2", "rope_theta": 500.0, **SMALL},
+    "olmo2 biases, tied": {"family": "olmo2", "attention_bias": True, "tie_word_embeddings": True, **SMALL},
+    "olmo2 wide heads": {"family": "olmo2", "head_dim": 12, "num_key_value_heads": 1, **SMALL},
     "opt": {"family": "opt", "ffn_dim": 56},
     "opt 350m": {"family": "opt", "ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
     "opt no biases": {"family": "opt", "ffn_dim": 40, "enable_bias": False, "layer_norm_elementwise_affine": False},
@@ -75,6 +89,17 @@ VARIANTS = {
     "opt untied": {"family": "opt", "ffn_dim": 56, "tie_word_embeddings": False},
     "phi": {"family": "phi", "num_key_value_heads": 4},
     "phi grouped-query, normed queries and keys": {"family": "phi", "qk_layernorm": True},
+    "phi3": {"family": "phi3", **SMALL},
+    "phi3 window, multi-head": {"family": "phi3", "sliding_window": 7, "num_key_value_heads": 4, **SMALL},
+    "phi3 part of heads, tied": {"family": "phi3", "partial_rotary_factor": 0.75, "tie_word_embeddings": True, **SMALL},
+    "phi3 odd part of wide heads": {"family": "phi3", "head_dim": 12, "partial_rotary_factor": 0.6, **SMALL},
+    "phi3 longrope": {
+        "family": "phi3", "rope_parameters": LONGROPE, "original_max_position_embeddings": 16, **SMALL,
+    },
+    "gpt_neox": {"family": "gpt_neox"},
+    "gpt_neox one after the other": {"family": "gpt_neox", "use_parallel_residual": False, "hidden_act": "gelu_fast"},
+    "gpt_neox no biases, tied": {"family": "gpt_neox", "attention_bias": False, "tie_word_embeddings": True},
+    "gpt_neox odd part": {"family": "gpt_neox", "rotary_pct": 0.4, "rotary_emb_base": 500},
     "phi other rotation": {"family": "phi", "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
 }  # fmt: skip
 
@@ -166,14 +191,27 @@ ONE_OF_EACH = {
     "gemma": {"head_dim": 8, **SMALL},
     "gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},
     "gemma3_text": {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2, **SMALL},
+    "granite": GRANITE,
+    "gpt_neox": {},
     "llama": {},
     "mistral": {"sliding_window": 9},
+    "olmo2": SMALL,
     "opt": {"ffn_dim": 56, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
     "phi": {"qk_layernorm": True},
+    "phi3": {"num_key_value_heads": 2, "sliding_window": 9, **SMALL},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
 }
-LLAMA_LIKE = ("gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3")  # their blocks are made of Llama's parts
+LLAMA_LIKE = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "mistral",
+    "olmo2",
+    "qwen2",
+    "qwen3",
+)  # their blocks are made of Llama's parts
 
 
 def test_each_registered_family_is_tested():
@@ -292,6 +330,23 @@ REFUSED = {
     ),
     "OPT heads": ("opt", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
     "OPT attribute": ("opt", {"is_causal": False}, "is_causal=False"),
+    "Phi3 rotation": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        "'linear' is not supported, expected default",
+    ),
+    "Phi3 layers": ("phi3", {"layer_types": ["full_attention"] * 3}, "layer_types and sliding_window 9 disagree"),
+    "Phi3 factors": ("phi3", {"rope_parameters": LONGROPE | {"long_factor": [1.0]}}, "long_factor has 1, .* list of 4"),
+    "Phi3 attribute": ("phi3", {"is_causal": False}, "is_causal=False"),
+    "GPT-NeoX heads": ("gpt_neox", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
+    "GPT-NeoX wide heads": ("gpt_neox", {"head_dim": 16}, "num_attention_heads 4 times head_dim 16"),
+    "GPT-NeoX rotation by the usual names": (
+        "gpt_neox",
+        {"rope_theta": 5.0, "rope_parameters": None},
+        "rope_theta is 5.0, but GPT-NeoX reads rotary_emb_base",
+    ),
+    "GPT-NeoX rotation twice": ("gpt_neox", {"rotary_pct": 0.5}, "partial_rotary_factor is 0.5, but 0.25"),
+    "GPT-NeoX attribute": ("gpt_neox", {"is_causal": False}, "is_causal=False"),
     "Qwen MoE": ("qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
     "Mixtral": ("mistral", {"model_type": "mixtral"}, "mixture of experts"),
 }
