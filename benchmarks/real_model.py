@@ -214,8 +214,10 @@ def bench(options: argparse.Namespace) -> None:
             "eval": ",".join(map(str, files)),
         }
         runs = {name_of(row): runs_of(row, shared, out) for row in rows}
+        every = [run for of_row in runs.values() for run in of_row]
+        sweep.protect_inputs(out, every, sweep.inputs_of(every, None, ZeroShot()))
         try:
-            sweep.run_all([run for of_row in runs.values() for run in of_row], out, ZeroShot(), sweep.process)
+            sweep.run_all(every, out, ZeroShot(), sweep.process)
         finally:
             text = "\n".join(report(runs, out))
             print(f"\n{text}")
