@@ -92,7 +92,7 @@ def _has_effect(name: str, options: Mapping[str, Any]) -> bool:
 
 def _place(config: PruneConfig, out: Path) -> Run:
     """A run with its directory, named by its options as they were understood; NeuroAL's step where it is not both."""
-    config = _settled(config)
+    config = settled(config)
     step = config.step if config.searches else None
     model = Path(config.model).name
     if model in ("", ".", ".."):
@@ -104,7 +104,7 @@ def _place(config: PruneConfig, out: Path) -> Run:
     return Run(f"{model}/{place}", model, top_up, step, replace(config, out=str(out / model / place)))
 
 
-def _settled(config: PruneConfig) -> PruneConfig:
+def settled(config: PruneConfig) -> PruneConfig:
     """The options that the pruner makes of others, as a run settles them: SparseGPT's NeuroAL has no row step."""
     if config.allocation not in ALLOCATIONS or not hasattr(code := ALLOCATIONS.module(config.allocation), "settle"):
         return config

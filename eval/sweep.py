@@ -238,9 +238,7 @@ def estimate(values: Mapping[str, Any]) -> None:
     out, _, zero_shot = Path(str(values["out"])), values.pop("config", None), take_zero_shot(values)
     runs = planned(values, out)
     done = {run.name for run in runs if finished(out, run)}
-    print(
-        cost.report([(run.name, run.config) for run in runs if run.name not in done], zero_shot.tasks, zero_shot.limit)
-    )
+    print(cost.report({run.name: run.config for run in runs}, done, zero_shot.tasks, zero_shot.limit))
     print(f"{len(runs)} runs, of which {len(done)} are finished; nothing was run")
 
 
