@@ -370,6 +370,17 @@ REFUSED = {
         "'linear' is not supported, expected default",
     ),
     "Phi3 layers": ("phi3", {"layer_types": ["full_attention"] * 3}, "layer_types and sliding_window 9 disagree"),
+    "Phi3 factors": ("phi3", {"rope_parameters": LONGROPE | {"long_factor": [1.0]}}, "long_factor has 1, .* list of 4"),
+    "Phi3 attribute": ("phi3", {"is_causal": False}, "is_causal=False"),
+    "GPT-NeoX heads": ("gpt_neox", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
+    "GPT-NeoX wide heads": ("gpt_neox", {"head_dim": 16}, "num_attention_heads 4 times head_dim 16"),
+    "GPT-NeoX rotation by the usual names": (
+        "gpt_neox",
+        {"rope_theta": 5.0, "rope_parameters": None},
+        "rope_theta is 5.0, but GPT-NeoX reads rotary_emb_base",
+    ),
+    "GPT-NeoX rotation twice": ("gpt_neox", {"rotary_pct": 0.5}, "partial_rotary_factor is 0.5, but 0.25"),
+    "GPT-NeoX attribute": ("gpt_neox", {"is_causal": False}, "is_causal=False"),
     "Qwen MoE": ("qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
     "Mixtral": ("mistral", {"model_type": "mixtral"}, "mixture of experts"),
 }
