@@ -107,11 +107,10 @@ def sizes_of(model: str) -> Sizes | None:
     if checkpoint is not None:
         config, infos = checkpoint.config, checkpoint.source.infos
         heads = config.num_attention_heads
-        head = next(rule.hf for rule in checkpoint.rules if rule.flax == "head.embedding")
         return Sizes(
             weights=budget.prunable_weights(checkpoint.linear_shapes(), checkpoint.num_blocks),
             attention=heads * getattr(config, "head_dim", config.hidden_size // heads) * checkpoint.num_blocks,
-            head=infos[head].size,
+            head=math.prod(checkpoint.head_shape()),
             disk=sum(info.size * (4 if info.dtype == "F32" else 2) for info in infos.values()),
         )
     if model not in PAPER_MODELS:

@@ -30,6 +30,7 @@ PAIRS = {
     "sparsities": ({"allocation": "owl"}, {}, {"sparsity": 0.5}, ["dense-perplexity", "outliers"]),
     "pruners": ({"allocation": "owl"}, {}, {"pruner": "sparsegpt"}, ["dense-perplexity", "outliers"]),
     "seeds": ({"allocation": "alpha"}, {}, {"seed": 1, "pruner": "magnitude"}, ["dense-perplexity", "spectra"]),
+    "calibration": ({"allocation": "alpha"}, {}, {"nsamples": 4}, ["dense-perplexity", "spectra"]),
     "steps": (
         {"pruner": "magnitude", "row_lambdas": "0,0.1,0.2,0.3"},  # as many candidates run together in both
         {"step": "block"},
