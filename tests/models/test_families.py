@@ -1,6 +1,7 @@
 """Every family against transformers: logits, every block's hidden states, and every tensor there and back."""
 
 import json
+from importlib import import_module
 from itertools import product
 
 import jax
@@ -13,6 +14,7 @@ from neuroal_jax import PruneConfig, UserError, load_model, prune
 from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.command.config import ALLOCATIONS, PRUNERS, REFINEMENTS
 from neuroal_jax.masks.file import check_pruned
+from neuroal_jax.models import FAMILIES
 from neuroal_jax.models.family import expand
 from tests.conftest import RUN
 
@@ -218,13 +220,38 @@ ONE_OF_EACH = {
     "qwen3": {"head_dim": 8},
     "smollm3": {"no_rope_layer_interval": 2, **SMALL},
 }
-LLAMA_LIKE = set(ONE_OF_EACH) - {"gpt_neox", "llama", "opt", "phi", "phi3"}  # their blocks are made of Llama's parts
+LLAMA_LIKE = set(ONE_OF_EACH) - {"gpt_neox", "llama", "opt", "phi"}  # their blocks are made of Llama's parts
 
 
 def test_each_registered_family_is_tested():
-    from neuroal_jax.models import FAMILIES
-
     assert set(ONE_OF_EACH) == set(FAMILIES)
+
+
+KINDS = {
+    "q, k": ("q_proj", "k_proj"),
+    "v": ("v_proj",),
+    "q, k; q, k; v": ("qkv_proj", "query_key_value"),
+    "o": ("o_proj", "out_proj", "dense"),
+    "gate": ("gate_proj",),
+    "up": ("up_proj", "fc1", "dense_h_to_4h"),
+    "gate; up": ("gate_up_proj",),
+    "down": ("down_proj", "fc2", "dense_4h_to_h"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_feeds_what_tells_the_kinds_of_linears(family):
+    linears = import_module(FAMILIES[family]).FAMILY.linears
+    mixed = {part.feeds for linear in linears if not linear.in_mlp for part in linear.parts if part.selects}
+
+    def kind(linear, part):
+        if linear.in_mlp:
+            return "gate" if part.selects else "down" if part.feeds_next_block else "up"
+        return "q, k" if part.selects else "v" if part.feeds in mixed else "o"
+
+    for linear in linears:
+        assert linear.name.rpartition(".")[2] in KINDS["; ".join(kind(linear, part) for part in linear.parts)]
+    assert {part.feeds for linear in linears for part in linear.parts} <= {linear.reads for linear in linears}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -337,7 +364,33 @@ REFUSED = {
     ),
     "OPT heads": ("opt", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
     "OPT attribute": ("opt", {"is_causal": False}, "is_causal=False"),
-LLAMA_LIKE = set(ONE_OF_EACH) - {"gpt_neox", "llama", "opt", "phi", "phi3"}  # their blocks are made of Llama's parts
+    "Phi3 rotation": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        "'linear' is not supported, expected default",
+    ),
+    "Phi3 layers": ("phi3", {"layer_types": ["full_attention"] * 3}, "layer_types and sliding_window 9 disagree"),
+    "Phi3 factors": ("phi3", {"rope_parameters": LONGROPE | {"long_factor": [1.0]}}, "long_factor has 1, .* list of 4"),
+    "Phi3 attribute": ("phi3", {"is_causal": False}, "is_causal=False"),
+    "GPT-NeoX heads": ("gpt_neox", {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
+    "GPT-NeoX wide heads": ("gpt_neox", {"head_dim": 16}, "num_attention_heads 4 times head_dim 16"),
+    "GPT-NeoX rotation by the usual names": (
+        "gpt_neox",
+        {"rope_theta": 5.0, "rope_parameters": None},
+        "rope_theta is 5.0, but GPT-NeoX reads rotary_emb_base",
+    ),
+    "GPT-NeoX rotation twice": ("gpt_neox", {"rotary_pct": 0.5}, "partial_rotary_factor is 0.5, but 0.25"),
+    "GPT-NeoX attribute": ("gpt_neox", {"is_causal": False}, "is_causal=False"),
+    "Granite factor": ("granite", {"residual_multiplier": 0}, "residual_multiplier is 0, expected a positive number"),
+    "Granite windows": ("granite", {"layer_types": ["sliding_attention"] * 3}, "no sliding windows"),
+    "OLMo 2 windows": ("olmo2", {"layer_types": ["sliding_attention"] * 3}, "no sliding windows"),
+    "SmolLM3 rotations": ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers is .1, 0., expected 3 numbers"),
+    "SmolLM3 interval": (
+        "smollm3",
+        {"no_rope_layers": None, "no_rope_layer_interval": 0},
+        "no_rope_layer_interval is 0",
+    ),
+    "SmolLM3 windows": ("smollm3", {"layer_types": ["sliding_attention"] * 3}, "no sliding_window is set"),
     "Qwen MoE": ("qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
     "Mixtral": ("mistral", {"model_type": "mixtral"}, "mixture of experts"),
 }

@@ -21,6 +21,7 @@ INSIDE = {
     "2.5 vl": ({"model_type": "qwen2_5_vl", "text_config": {"model_type": "qwen2_5_vl_text"}}, "qwen2", "2_5_vl_text"),
     "qwen3 vl": ({"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3_vl_text"}}, "qwen3", "text_config"),
     "internvl": ({"model_type": "internvl_chat", "llm_config": {"model_type": "qwen2"}}, "qwen2", "llm_config"),
+    "phi3_v": ({"model_type": "phi3_v", "img_processor": {"name": "clip"}}, "phi3", "around a text model"),
     "omni": (
         {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": {"model_type": "qwen2_5_omni_text"}}},
         "qwen2",
@@ -42,7 +43,6 @@ OTHERS = {
     "a hybrid text model": ({"model_type": "qwen3_5", "vision_config": {}}, "around a text model, not supp.*: take a"),
     "speech": ({"model_type": "ultravox", "audio_model_id": "openai/whisper"}, "around a text model, not"),
     "eyes of its own": ({"model_type": "molmo", "vision_backbone": {"image_size": 14}}, "around a text model, not"),
-    "phi3_v": ({"model_type": "phi3_v", "img_processor": {"name": "clip"}}, "around a text model, not supported: take"),
     "llama4": ({"model_type": "llama4", "text_config": {"model_type": "llama4_text"}}, "model_type is 'llama4_text'"),
     "a config of no type": ({"model_type": "aria", "text_config": {"model_type": ["x"]}}, "around a text model"),
     "t5": ({"model_type": "t5"}, "is an encoder-decoder"),
@@ -51,7 +51,7 @@ OTHERS = {
     "clip": ({"model_type": "vit"}, "is no causal language model"),
     **{
         name: ({"model_type": name}, f"'{name}' is not supported, expected one of gemma, ")
-        for name in ("phi3", "gemma3_text", "gpt2", "mamba", "ministral", "qwen3_next", "phi-msft", "qwen", "gemma4000")
+        for name in ("gpt_neox_japanese", "gpt2", "mamba", "ministral", "qwen3_next", "phi-msft", "qwen", "gemma4000")
     },
 }  # fmt: skip
 
