@@ -22,7 +22,7 @@ from neuroal_jax.walk import programs
 from neuroal_jax.walk.programs import BlockSpec, Weights
 
 Advance = Callable[[int], object]  # told how many more units of work are done
-Batches = list[Float[Array, "b t d"]]  # hidden states, or other arrays of equal batches of sequences
+Batches = list[Float[Array, "_ t d"]]  # hidden states of batches of sequences; the last of them may be smaller
 
 # Tokens in one compiled call. Fixed, so that results do not depend on how much memory a machine has.
 _BATCH_TOKENS = 16384
