@@ -94,7 +94,8 @@ def test_a_killed_sweep_goes_on_where_it_was(llama, tokens, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "eval.sweep", *arguments(llama, tokens, out, pruners="magnitude,wanda")]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while first.poll() is None and not list(out.rglob("manifest.json")):
+    published = out / llama.name / "magnitude-uniform-0.6-seed0"
+    while first.poll() is None and not published.exists():
         time.sleep(0.05)
     time.sleep(0.5)  # into the second run
     os.kill(first.pid, signal.SIGTERM)
