@@ -141,7 +141,8 @@ def conditions(manifests: Sequence[Mapping[str, Any]], machine: str) -> str:
     stages: dict[str, int] = {}
     for manifest in manifests:
         stages |= {stage: max(len(found), stages.get(stage, 0)) for stage, found in manifest["candidates"].items()}
-    search = f"{first['options']['search_samples']} of them and " if stages else ""
+    searched = min(first["options"]["search_samples"], calibration["windows"])
+    search = f"{searched} of them and " if stages else ""
     counts = ", ".join(f"{count} candidates of the {stage} step" for stage, count in stages.items())
     return (
         f"{Path(first['options']['model']).name}, {first['options']['dtype']}, token_ppl@{evaluation['seqlen']} on "

@@ -14,6 +14,7 @@ from neuroal_jax.checkpoint.orbax import OrbaxSource, is_orbax
 from neuroal_jax.checkpoint.safetensors import SafetensorsSource
 from neuroal_jax.checkpoint.saving import Edit, copy_edited, copy_side_files, write_checkpoint
 from neuroal_jax.checkpoint.tensors import (
+    ALL,
     BASES,
     FLOAT_DTYPES,
     TensorSource,
@@ -22,12 +23,14 @@ from neuroal_jax.checkpoint.tensors import (
     is_finite,
     is_zero,
     parameter_names,
+    pieces,
 )
 from neuroal_jax.errors import UserError, one_line, shorten
 from neuroal_jax.files.reading import SteadyFile, check_steady, parse_json, read_bounded
 from neuroal_jax.models import family_of
 from neuroal_jax.models.causal_lm import abstract_params
 from neuroal_jax.models.family import Family, ParamRule, expand
+from neuroal_jax.models.layers import VOCABULARY_PARAMS
 
 log = logging.getLogger("neuroal_jax")
 
@@ -96,28 +99,48 @@ class Checkpoint:
         shapes = self.linear_shapes()
         return {linear.reads: shapes[linear.name][1] for linear in self.family.linears}
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens, as the head has them."""
+        return self.head_shape()[0]
+
     def head_shape(self) -> tuple[int, int]:
         """Tokens of the vocabulary, and the width in which the head looks at them."""
         (name,) = [rule.hf for path, rule in self._rules_of("head") if path == "embedding"]
         shape = self.source.infos[name].shape
         return shape[0], shape[1]
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor by Hugging Face name, checked for NaN and infinity the first time.
+    def read(self, name: str, rows: slice = ALL) -> np.ndarray:
+        """One tensor by Hugging Face name, or some rows of it, checked for NaN and infinity the first time.
 
         Raises:
             UserError: If an element is NaN or infinite.
         """
-        array = self.source.read(name)
+        array = self.source.read(name, rows)
         if name not in self._seen_finite:
             if not is_finite(array):
                 raise UserError(f"tensor {name} of {self.path} holds NaN or infinity: the checkpoint is damaged")
-            self._seen_finite.add(name)
+            if rows == ALL:
+                self._seen_finite.add(name)
         return array
 
-    def read_part(self, prefix: str) -> dict[str, np.ndarray]:
-        """The parameters of `stem` or `head` by their Flax path inside it, in Flax orientation."""
-        return {path: rule.across(self.read(rule.hf)) for path, rule in self._rules_of(prefix)}
+    def read_part(self, prefix: str, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """The parameters of `stem` or `head` by their Flax path inside it, in Flax orientation.
+
+        Of those with a row for each token of the vocabulary, which may be large, the rows of `tokens` (ascending ids).
+        """
+        return {
+            path: self._read_rows(rule.hf, tokens) if path in VOCABULARY_PARAMS else rule.across(self.read(rule.hf))
+            for path, rule in self._rules_of(prefix)
+        }
+
+    def _read_rows(self, name: str, wanted: np.ndarray) -> np.ndarray:
+        """Rows of a tensor by ascending number; what lies between them is read a piece at a time."""
+        found = []
+        for rows in pieces(self.source.infos[name], int(wanted[0]), int(wanted[-1]) + 1):
+            first, end = np.searchsorted(wanted, (rows.start, rows.stop))
+            found.append(self.read(name, rows)[wanted[first:end] - rows.start])
+        return np.concatenate(found)
 
     def read_block(self, block: int) -> BlockWeights:
         """One block's parameters; the linears keep Hugging Face's orientation."""
@@ -141,7 +164,7 @@ class Checkpoint:
 
         Reads, and so checks, every tensor, those too that a run may never need.
         """
-        found = digests(sorted(expand(self.rules, self.num_blocks)), self.read)
+        found = digests(sorted(expand(self.rules, self.num_blocks)), self.source.infos, self.read)
         prunable = self.prunable()
         return {
             "model": combine(found),
@@ -225,13 +248,16 @@ def _settle_tie(path: Path, source: TensorSource, rules: tuple[ParamRule, ...]) 
         source.rename({head: embedding})
         return True
     info = source.infos[embedding]
-    if info == source.infos[head] and info.dtype in FLOAT_DTYPES:
-        first, second = (source.read(name).reshape(-1).view(np.uint8) for name in (embedding, head))
-        if np.array_equal(first, second):
-            return True
+    comparable = info == source.infos[head] and info.dtype in FLOAT_DTYPES
+    if comparable and all(_same_bits(source.read(embedding, part), source.read(head, part)) for part in pieces(info)):
+        return True
     message = "%s: %s and %s differ, so they are not tied (as in transformers), although config.json says so"
     log.warning(message, path, embedding, head)
     return False
+
+
+def _same_bits(first: np.ndarray, second: np.ndarray) -> bool:
+    return np.array_equal(first.reshape(-1).view(np.uint8), second.reshape(-1).view(np.uint8))
 
 
 def _check_tensors(

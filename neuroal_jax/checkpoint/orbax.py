@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from neuroal_jax.checkpoint.saving import DIGESTS
-from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo
+from neuroal_jax.checkpoint.tensors import ALL, FLOAT_DTYPES, TensorInfo
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import SteadyFile, read_json
 from neuroal_jax.models.family import ParamRule, expand
@@ -65,8 +65,8 @@ class OrbaxSource:
             self.infos[hf] = TensorInfo(shape, _NAMES.get(dtype, dtype))
             self._places[hf] = (path, transpose)
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor in Hugging Face's orientation."""
+    def read(self, name: str, rows: slice = ALL) -> np.ndarray:
+        """One tensor, or some rows of it, in Hugging Face's orientation."""
         import orbax.checkpoint as ocp
 
         with self._checking:
@@ -78,7 +78,7 @@ class OrbaxSource:
             ((_, array),) = _flatten(self._checkpointer.restore(self._path, args=args))
         except Exception as error:  # Orbax raises many kinds, none of them documented.
             raise UserError(f"{self._path}: {path} cannot be read ({error}): convert the model again") from error
-        return np.ascontiguousarray(array.T) if transpose else array
+        return np.ascontiguousarray(array.T[rows]) if transpose else array[rows]
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Gives tensors other names from now on, from the present ones; files stay as they are."""

@@ -1,6 +1,7 @@
 """Reading tensors from safetensors files, one at a time, without JAX or torch."""
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from neuroal_jax.checkpoint.listing import ADAPTER, SAFETENSORS, WeightFiles, check_listing
-from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo
+from neuroal_jax.checkpoint.tensors import ALL, FLOAT_DTYPES, TensorInfo
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import SteadyFile, open_plain, parse_json, read_json
 
@@ -57,12 +58,15 @@ class SafetensorsSource:
                     f"{self._places[name][0].path.name}: download it again"
                 )
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor as stored; raises UserError if it cannot be read or its file changed."""
+    def read(self, name: str, rows: slice = ALL) -> np.ndarray:
+        """The tensor as stored, or some rows of it; raises UserError if it cannot be read or its file changed."""
         info = self.infos[name]
         file, offset = self._places[name]
         dtype = FLOAT_DTYPES[info.dtype]
-        return np.frombuffer(file.read(offset, info.size * dtype.itemsize), dtype).reshape(info.shape)
+        first, end, _ = rows.indices(info.shape[0])
+        row = math.prod(info.shape[1:]) * dtype.itemsize
+        content = file.read(offset + first * row, (end - first) * row)
+        return np.frombuffer(content, dtype).reshape(end - first, *info.shape[1:])
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Gives tensors other names from now on, from the present ones; files stay as they are."""

@@ -17,7 +17,9 @@ FLOAT_DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_PIECE = 2**20  # elements
+ALL = slice(None)  # rows of a tensor
+_PIECE = 2**20  # elements of a tensor that is there
+_PIECE_READ = 2**24  # elements of a tensor that is read
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class TensorSource(Protocol):
     def steady(self) -> Sequence[SteadyFile]:
         """The files that must stay as they are while tensors are read."""
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor as stored; raises UserError if it cannot be read or its file changed."""
+    def read(self, name: str, rows: slice = ALL) -> np.ndarray:
+        """The tensor as stored, or some rows of it; raises UserError if it cannot be read or its file changed."""
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Gives tensors other names from now on, from the present ones; files stay as they are."""
@@ -100,13 +102,23 @@ def is_zero(array: np.ndarray) -> np.ndarray:
     return np.equal(np.left_shift(bits, 1), 0)
 
 
-def digests(names: Iterable[str], read: Callable[[str], np.ndarray]) -> dict[str, str]:
+def pieces(info: TensorInfo, first: int = 0, end: int | None = None) -> list[slice]:
+    """The rows `first` to `end` of a tensor, in parts of a bounded size."""
+    end = info.shape[0] if end is None else end
+    rows = max(1, _PIECE_READ // math.prod(info.shape[1:]))
+    return [slice(start, min(start + rows, end)) for start in range(first, end, rows)]
+
+
+def digests(
+    names: Iterable[str], infos: Mapping[str, TensorInfo], read: Callable[[str, slice], np.ndarray]
+) -> dict[str, str]:
     """SHA-256 of each tensor: name, dtype, shape and bytes, whatever file holds it."""
     result = {}
     for name in names:
-        array = np.ascontiguousarray(read(name))
-        digest = hashlib.sha256(f"{name}\0{array.dtype.name}\0{list(array.shape)}\0".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        info = infos[name]
+        digest = hashlib.sha256(f"{name}\0{FLOAT_DTYPES[info.dtype].name}\0{list(info.shape)}\0".encode())
+        for rows in pieces(info):
+            digest.update(np.ascontiguousarray(read(name, rows)).reshape(-1).view(np.uint8).data)
         result[name] = digest.hexdigest()
     return result
 

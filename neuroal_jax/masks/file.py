@@ -214,7 +214,7 @@ def check_source(masks: PackedMasks, source: TensorSource, model: str) -> None:
     """Raises UserError unless `source` holds the very weights that the masks were computed from."""
     source.rename(parameter_names(source.infos, masks.packed))
     check_fit(masks, source.infos, model)
-    if combine(digests(masks.packed, source.read)) != masks.source:
+    if combine(digests(masks.packed, source.infos, source.read)) != masks.source:
         raise UserError(
             f"{model} has other weights than the masks were computed from "
             f"(expected prunable SHA-256 {masks.source[:16]}...): use the checkpoint that was pruned"

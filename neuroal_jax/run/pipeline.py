@@ -17,7 +17,13 @@ from neuroal_jax.files.records import record_of, to_json
 from neuroal_jax.files.writing import write_json
 from neuroal_jax.machine.compilation import use_cache
 from neuroal_jax.machine.interrupts import background
-from neuroal_jax.machine.memory import LOWER, exhaustion_explained, freed_memory_kept, refuse_what_cannot_fit
+from neuroal_jax.machine.memory import (
+    LOWER,
+    exhaustion_explained,
+    freed_memory_kept,
+    refuse_what_cannot_fit,
+    return_freed,
+)
 from neuroal_jax.masks.file import PackedMasks, save_masks
 from neuroal_jax.resume import state as resume
 from neuroal_jax.run import console, outputs
@@ -58,7 +64,7 @@ def prune(config: PruneConfig) -> PruneResult:
     """
     if config.compilation_cache not in (AUTO, "none"):
         use_cache(Path(config.compilation_cache))
-    with exhaustion_explained(LOWER), freed_memory_kept() if jax.default_backend() == "cpu" else nullcontext():
+    with exhaustion_explained(LOWER):
         return _prune(config)
 
 
@@ -93,7 +99,9 @@ def _prune(config: PruneConfig) -> PruneResult:
         )
         plan = replace(plan, candidate_batch=state.candidate_batch)
         move = outputs.move_to_files(results.scratch)
-        pruned = compute(settled, plan.candidate_batch, calibration, evaluations, clock, move, state)
+        return_freed()  # by the tokenizer, above all
+        with freed_memory_kept() if jax.default_backend() == "cpu" else nullcontext():
+            pruned = compute(settled, plan.candidate_batch, calibration, evaluations, clock, move, state)
         state.check_weights(hashes.result()["model"])
         with clock("write"):
             masks = outputs.pack_masks(settled, pruned, hashes.result()["prunable"])

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.errors import UserError
 from neuroal_jax.machine.memory import return_freed
-from neuroal_jax.models.layers import VOCABULARY_PARAMS
 from neuroal_jax.numerics.cholesky import DAMPING
 from neuroal_jax.numerics.statistics import STATISTICS, Statistics
 from neuroal_jax.resume.state import State, Steps
@@ -22,7 +21,7 @@ from neuroal_jax.walk import programs
 from neuroal_jax.walk.programs import BlockSpec, Weights
 
 Advance = Callable[[int], object]  # told how many more units of work are done
-Batches = list[Float[Array, "b t d"]]  # hidden states, or other arrays of equal batches of sequences
+Batches = list[Float[Array, "_ t d"]]  # hidden states of batches of sequences; the last of them may be smaller
 
 # Tokens in one compiled call. Fixed, so that results do not depend on how much memory a machine has.
 _BATCH_TOKENS = 16384
@@ -37,6 +36,11 @@ _RETURN_SECONDS = 2
 def batch_size(seqlen: int, sequences: int) -> int:
     """How many of `sequences` sequences of `seqlen` tokens go in one compiled call."""
     return max(1, min(_BATCH_TOKENS // seqlen, sequences))
+
+
+def vocabulary_slices(vocabulary: int) -> list[tuple[int, int]]:
+    """First token and end of each slice of the vocabulary; only the logits of one exist at a time."""
+    return [(first, min(first + _SLICE_TOKENS, vocabulary)) for first in range(0, vocabulary, _SLICE_TOKENS)]
 
 
 def evaluation_batches(windows: np.ndarray) -> list[np.ndarray]:
@@ -127,25 +131,23 @@ class Blocks:
 
         Of a large table only the rows of these tokens reach the device, as many as there are positions.
         """
-        stem, tokens = self.checkpoint.read_part("stem"), np.concatenate([batch.ravel() for batch in batches])
-        if tokens.size < len(stem["embedding"]):
-            used = np.unique(tokens)
-            stem["embedding"] = stem["embedding"][np.resize(used, tokens.size)]
+        vocabulary, positions = self.checkpoint.vocabulary, sum(batch.size for batch in batches)
+        tokens = np.arange(vocabulary)
+        if positions < vocabulary:
+            used = np.unique(np.concatenate([batch.ravel() for batch in batches]))
+            tokens = np.pad(used, (0, positions - used.size), "edge")  # programs are compiled for a number of rows
             batches = [np.searchsorted(used, batch).astype(np.int32) for batch in batches]
-        params = self.put(stem)
+        params = self.put(self.checkpoint.read_part("stem", tokens))
         return [programs.embed(self._stem, params, batch) for batch in batches]
 
     def head_slices(self) -> Iterator[tuple[int, dict[str, Array]]]:
         """The head's parameters for a slice of the vocabulary at a time, on the device, and the slice's first token.
 
-        Its table is held as it is stored. Whoever reads logits streams what it needs of them, see `numerics.softmax`;
-        all batches go through one slice before the next one comes.
+        Whoever reads logits streams what it needs of them, see `numerics.softmax`; all batches go through one slice
+        before the next one comes.
         """
-        head = self.checkpoint.read_part("head")
-        vocabulary = len(head["embedding"])
-        for first in range(0, vocabulary, _SLICE_TOKENS):
-            part = slice(first, first + _SLICE_TOKENS)
-            yield first, self.put({path: x[part] if path in VOCABULARY_PARAMS else x for path, x in head.items()})
+        for first, end in vocabulary_slices(self.checkpoint.vocabulary):
+            yield first, self.put(self.checkpoint.read_part("head", np.arange(first, end)))
 
     def new_statistics(self, needs: tuple[str, ...], sequences: int) -> programs.State:
         """What statistics of every input begin with, of `sequences` sequences and what fills up their last batch."""

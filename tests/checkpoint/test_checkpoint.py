@@ -179,7 +179,7 @@ def test_masks_have_the_names_of_parameters_and_fit_files_with_other_names(make_
     assert all(name.startswith("model.decoder.") for name in kept)
     packed = {name: np.packbits(mask, axis=1) for name, mask in kept.items()}
     widths = {name: mask.shape[1] for name, mask in kept.items()}
-    source = combine(digests(kept, checkpoint.read))
+    source = combine(digests(kept, checkpoint.source.infos, checkpoint.read))
     save_masks(tmp_path / "masks.safetensors", PackedMasks(packed, widths, {}, source, {}))
     save_pruned(str(directory), tmp_path / "masks.safetensors", tmp_path / "pruned")
     verify(str(tmp_path / "pruned"), tmp_path / "masks.safetensors")

@@ -152,7 +152,7 @@ def make_masks(model, path, metadata):
     rng = np.random.default_rng(0)
     packed = {name: np.packbits(rng.random(source.infos[name].shape) < 0.3, axis=1) for name in names}
     widths = {name: source.infos[name].shape[1] for name in names}
-    save_masks(path, PackedMasks(packed, widths, {}, combine(digests(names, source.read)), metadata))
+    save_masks(path, PackedMasks(packed, widths, {}, combine(digests(names, source.infos, source.read)), metadata))
     return path
 
 

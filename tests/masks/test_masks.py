@@ -195,7 +195,8 @@ def test_forged_masks_are_refused_wherever_masks_are_read(run, llama, tokens, tm
         packed.pop(name, None), widths.pop(name, None)
         if shape is not None:
             packed[name], widths[name] = np.packbits(np.ones(shape, bool), axis=1), shape[1]
-    source = combine(digests(packed, open_checkpoint(model).source.read))  # as if they had been computed so
+    source = open_checkpoint(model).source
+    source = combine(digests(packed, source.infos, source.read))  # as if they had been computed so
     forged = tmp_path / "masks.safetensors"
     save_masks(forged, PackedMasks(packed, widths, {}, source, masks.metadata))
     windows = np.load(tokens)["evaluation"]

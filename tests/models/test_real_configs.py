@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from neuroal_jax import UserError, load_model
-from neuroal_jax.models import family_of
+from neuroal_jax.models import FAMILIES, family_of
 from tests.conftest import save_random_weights
 from tests.models.test_families import torch_states
 
@@ -26,6 +26,8 @@ SIZES = {
     "max_position_embeddings": POSITIONS,
     "sliding_window": 11,
     "max_window_layers": 1,
+    "no_rope_layer_interval": 2,
+    "sliding_window_pattern": 2,
 }
 
 
@@ -44,6 +46,9 @@ def shrunk(config):
     if config["model_type"] == "opt":
         small["max_position_embeddings"] = 64  # a table, whose length no text exceeds
         small["word_embed_proj_dim"] = 32 if config["word_embed_proj_dim"] == config["hidden_size"] else 20
+    for key in ("layer_types", "no_rope_layers"):
+        if config.get(key):
+            small[key] = [*dict.fromkeys(config[key]), *config[key]][:BLOCKS]  # one of each kind first
     for key in ("rope_scaling", "rope_parameters"):
         if "original_max_position_embeddings" in (config.get(key) or {}):
             small[key] = config[key] | {"original_max_position_embeddings": 16}
@@ -74,6 +79,8 @@ GEMMA3 = {
     **{key: GEMMA[key] for key in (*SIZES, "hidden_size") if key in GEMMA and key != "ffn_dim"},
     "model_type": "gemma3_text", "head_dim": 12, "num_key_value_heads": 1, "sliding_window": 6, "bos_token_id": 2,
 }  # fmt: skip
+GRANITE, OLMO2 = shrunk(CONFIGS["granite-3.1-2b-base"]), shrunk(CONFIGS["OLMo-2-0425-1B"])
+SMOLLM3 = shrunk(CONFIGS["SmolLM3-3B"])
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LONG = {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3], "long_factor": [2, 3.0, 5.0, 20.0]}
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -147,6 +154,18 @@ ODD = {
     "gemma 3, rotation of one kind of layer given": GEMMA3 | {
         "rope_parameters": {FULL: {"rope_type": "yarn", "factor": 4.0}, SLIDING: None}, "layer_types": [SLIDING, FULL],
     },
+    "granite without factors": without(GRANITE, *(key for key in GRANITE if key.endswith(("multiplier", "scaling")))),
+    "olmo 2 without epsilon": without(OLMO2, "rms_norm_eps"),
+    "smollm3 without what has a default": without(SMOLLM3, "no_rope_layers", "rope_theta", "tie_word_embeddings"),
+    "smollm3, the base beside a scaled rotation": SMOLLM3 | {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    "smollm3, a scaled rotation without a base": without(SMOLLM3, "rope_theta") | {
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    },
+    "smollm3 with a window where nothing is rotated": without(SMOLLM3, "layer_types") | {
+        "use_sliding_window": True, "sliding_window": 11,
+    },
+    "smollm3 with a window that is not used": without(SMOLLM3, "layer_types") | {"sliding_window": 11},
+    "smollm3 with a window by layer type": SMOLLM3 | {"layer_types": [SLIDING, FULL], "sliding_window": 11},
     "tied by default": without(OPT, "tie_word_embeddings"),
     **{f"activation {name}": LLAMA | {"hidden_act": name} for name in ("quick_gelu", "relu2", "mish", "gelu_python")},
 }  # fmt: skip
@@ -237,6 +256,13 @@ REFUSED = {
 def test_what_changes_numbers_is_refused_by_name(config, message):
     with pytest.raises(UserError, match=message):
         family_of(config).parse_config(config)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_model_without_its_head_is_known_by_the_class_that_transformers_has_for_it(model_type):
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    assert family_of({"model_type": model_type, "architectures": [MODEL_MAPPING_NAMES[model_type]]}).name == model_type
 
 
 def test_code_that_a_config_names_is_not_used_and_said_to_be_so(caplog):

@@ -185,15 +185,16 @@ def test_an_allocation_file_moves_to_another_sparsity(llama, tokens, tmp_path, f
 def test_each_walk_function_is_traced_once(make_llama, tokens, tmp_path, blocks, lambdas):
     model = make_llama(num_hidden_layers=blocks, **untraced(100 + 10 * blocks + lambdas.count(",")))
     result = run(model, tokens, tmp_path / "out", block_lambdas=lambdas, row_lambdas=lambdas, candidate_batch=2)
-    walks = {"embed", "run", "add_statistics", "prune", "add_logits", "window_losses"}
-    walks |= {"dense_run", "dense_runs", "prune_candidates", "compare", "compare_last"}
+    walks = {"add_statistics", "prune", "add_logits", "dense_run", "dense_runs"}
+    walks |= {"prune_candidates", "compare", "compare_last"}
     traces = dict(result.manifest["traces"])
-    assert traces.pop("apply_masks", 1) == 1  # depends on the weights' shapes alone: an earlier test's may serve
-    assert set(traces) == walks
-    # Of calibration, search and evaluation, the stem sees all shapes, and a block that only runs all but the search's.
-    assert traces.pop("embed") <= 3
+    # These do not depend on the model's config: an earlier test's may serve. Calibration, search and evaluation have a
+    # shape each; no more than these are embedded, and a block only runs on the first and the last of them.
+    assert traces.pop("apply_masks", 1) == 1
+    assert traces.pop("window_losses", 1) == 1
+    assert traces.pop("embed", 1) <= 3
     assert traces.pop("run") == 2
-    assert set(traces.values()) == {1}
+    assert traces == dict.fromkeys(walks, 1)
 
 
 def test_reference_budget_misses_the_target_as_the_released_code_does(llama, tokens, tmp_path):

@@ -18,14 +18,14 @@ PAIRS = {
 }
 # What a run traces that is alone with a new model.
 TRACES = {
-    "wanda": {"embed": 1, "add_statistics": 1, "prune": 1, "run": 1},
-    "sparsegpt": {"embed": 1, "add_statistics": 1, "prune": 1, "run": 1},
+    "wanda": {"add_statistics": 1, "prune": 1, "run": 1},
+    "sparsegpt": {"add_statistics": 1, "prune": 1, "run": 1},
     "multiflow": {
-        **{"embed": 2, "run": 2, "add_logits": 1, "window_losses": 1},
-        **{"dense_run": 1, "dense_runs": 1, "compare": 1, "compare_last": 1},
+        **{"run": 2, "add_logits": 1, "dense_run": 1, "dense_runs": 1, "compare": 1, "compare_last": 1},
         **{"prune_candidates": 1, "add_statistics": 1, "prune": 1, "apply_masks": 1},
     },
 }
+ANY_MODEL = {"embed", "window_losses"}  # depend on shapes alone: an earlier run's may serve
 
 
 def run(model, tokens, out, **options):
@@ -60,7 +60,8 @@ def test_runs_at_a_time_give_the_bytes_of_one_after_the_other(make_llama, tokens
         expected = files(tmp_path / f"alone{number}")
         assert files(tmp_path / f"at-a-time{number}") == expected
         assert len(expected) == 2 + (options["pruner"] == "sparsegpt")
-        traces, own = result.manifest["traces"], TRACES[options["pruner"]]
+        own = TRACES[options["pruner"]]
+        traces = {name: count for name, count in result.manifest["traces"].items() if name not in ANY_MODEL}
         assert set(traces) <= set(own)
         assert same or traces == own
     assert dry.result().out is None
