@@ -10,11 +10,14 @@ import neuroal_jax
 from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.allocation.alpha import spectrum
 from neuroal_jax.allocation.owl import outlier_share
+from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.machine.programs import watched_traces
+from neuroal_jax.numerics.softmax import no_logits
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine import REFINEMENTS
+from neuroal_jax.walk.blocks import Blocks
 from neuroal_jax.walk.method import make_method
-from neuroal_jax.walk.programs import Weights, apply_masks
+from neuroal_jax.walk.programs import NextTokens, Weights, apply_masks, window_losses
 from tests.conftest import RUN, untraced
 
 KEPT = [name for name, pruner in PRUNERS.items() if not pruner.updates_weights]
@@ -63,7 +66,9 @@ def traces(make_llama, tokens, tmp_path_factory):
         patch.setattr("neuroal_jax.run.compute.watched_traces", lambda: nullcontext(traces))
         for number, method in enumerate(METHODS):
             run(model, tokens, root / str(number), **method)
-        # These depend on the weights' shapes alone, which other tests have too.
+        # These depend on shapes alone, which other tests have too.
+        Blocks(open_checkpoint(str(model)), "float32").embed([np.ones((1, 3), np.int32)])
+        window_losses(NextTokens(no_logits((1, 2)), np.zeros((1, 2), np.float32)))
         weight = np.ones((3, 11), np.float32)
         apply_masks(Weights({"linear": weight}, {}), {"linear": np.ones((3, 2), np.uint8)})
         outlier_share([weight], [weight], 5.0)
