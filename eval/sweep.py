@@ -1,12 +1,13 @@
-"""One table from many runs: models x pruners x top-ups x sparsities x seeds. Finished runs are not run again.
+"""One table from many runs: models x pruners x top-ups x steps x sparsities x seeds. Finished runs are not run again.
 
 python -m eval.sweep --models demo --pruners wanda,sparsegpt --top-ups uniform,owl --sparsities 0.6,0.7 --out DIR
 python -m eval.sweep --preset paper --out DIR --dry-run
 
 Every other option of `python -m neuroal_jax.prune` holds for all runs. Each run is a process of its own, so that its
-peak memory is its own; it is recognised as finished by its manifest. With `--tasks`, lm-eval measures every pruned
-model, and every dense one once. DIR holds the runs, their logs, `table.csv`, `table.md`, and `report.html` with plots
-and a table to sort.
+peak memory is its own; it is recognised as finished by its manifest. What a run measured of the dense model, and of a
+search's candidates, is not measured again by others: it lies in `DIR/measured`. With `--tasks`, lm-eval measures every
+pruned model, and every dense one once. DIR holds the runs, their logs, `table.csv`, `table.md`, and `report.html` with
+plots and a table to sort.
 """
 
 from neuroal_jax.command.process import as_process
@@ -48,7 +49,12 @@ from .table import TABLES, check_tables, describe, markdown, write_tables
 from .zero_shot import FORMAT as ZERO_SHOT_FORMAT
 from .zero_shot import TASKS, task_files
 
-DEFAULTS: dict[str, list[Any]] = {"pruners": ["wanda"], "top_ups": ["uniform", "neuroal"], "seeds": [0]}
+DEFAULTS: dict[str, list[Any]] = {
+    "pruners": ["wanda"],
+    "top_ups": ["uniform", "neuroal"],
+    "steps": ["both"],
+    "seeds": [0],
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "models": [*PAPER_MODELS],
@@ -59,7 +65,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tasks": ",".join(TASKS),
     }
 }
-_MEASURED = ("pruned_token_ppl", "acc_mean")
+_SHOWN = ("pruned_token_ppl", "acc_mean")  # of a finished run, while the sweep goes on
+MEASURED = "measured"  # where runs keep what they measured for each other
 _MANIFEST_BYTES = 2**28  # more than any manifest has
 
 
@@ -113,7 +120,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     tasks.add_argument("--task-data", metavar="DIR", help="folder of the tasks' rows, as for eval.zero_shot")
     tasks.add_argument("--limit", metavar="N", help="only the first N rows of each task")
-    swept = {option for option, _ in AXES.values()} | {"refine", "out", "save_model", "overwrite", "resume", "dry_run"}
+    swept = {option for option, _ in AXES.values()}
+    swept |= {"refine", "out", "save_model", "overwrite", "resume", "dry_run", "measured"}
     add_options(parser, leave_out=swept)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     file, dry_run = given.pop("config", None), given.pop("dry_run")
@@ -160,7 +168,7 @@ def run_all(runs: list[Run], out: Path, zero_shot: ZeroShot, start: Start) -> No
             row |= accuracies(run, out, zero_shot, start)
         rows[run.name] = row
         write_tables(out, rows)
-        outcome = row["error"] or ", ".join(f"{name} {row[name]}" for name in row if name.startswith(_MEASURED))
+        outcome = row["error"] or ", ".join(f"{name} {row[name]}" for name in row if name.startswith(_SHOWN))
         took = "finished before" if known[run.name] else f"{time.perf_counter() - began:.0f} s"
         print(f"[{number}/{len(runs)}] {run.name}: {outcome} ({took})", flush=True)
     print(markdown([row for row in rows.values() if row]))
@@ -186,7 +194,7 @@ def inputs_of(runs: Sequence[Run], config_file: str | None, zero_shot: ZeroShot)
 def protect_inputs(out: Path, runs: Sequence[Run], inputs: Inputs) -> None:
     """Raises UserError, before anything is written, if a sweep would write into an input or over what others wrote."""
     logs = out / "logs"
-    for directory in (logs, *dict.fromkeys(out / Path(run.name).parts[0] for run in runs)):
+    for directory in (logs, out / MEASURED, *dict.fromkeys(out / Path(run.name).parts[0] for run in runs)):
         found = inputs.holding(directory)
         if found is not None:
             raise UserError(f"--out {out}: {directory} would lie in {found}: choose another")
@@ -214,7 +222,7 @@ def planned(values: Mapping[str, Any], out: Path) -> list[Run]:
     for combination, reason in left_out:
         reasons.setdefault(reason, []).append(combination)
     for reason, combinations in reasons.items():
-        print(f"left out: {shorten(combinations)}: {reason}")
+        print(f"left out: {shorten(list(dict.fromkeys(combinations)))}: {reason}")
     if not runs:
         raise UserError("no combination can be run")
     return runs
@@ -230,9 +238,7 @@ def estimate(values: Mapping[str, Any]) -> None:
     out, _, zero_shot = Path(str(values["out"])), values.pop("config", None), take_zero_shot(values)
     runs = planned(values, out)
     done = {run.name for run in runs if finished(out, run)}
-    print(
-        cost.report([(run.name, run.config) for run in runs if run.name not in done], zero_shot.tasks, zero_shot.limit)
-    )
+    print(cost.report({run.name: run.config for run in runs}, done, zero_shot.tasks, zero_shot.limit))
     print(f"{len(runs)} runs, of which {len(done)} are finished; nothing was run")
 
 
@@ -270,7 +276,7 @@ def execute(run: Run, out: Path, start: Start) -> dict[str, Any]:
         (directory / ACCURACY).unlink()
     log = log_of(out / "logs", run)
     config = log.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump({**run.config.plain(), "resume": True}))
+    config.write_text(yaml.safe_dump({**run.config.plain(), "resume": True, "measured": str(out / MEASURED)}))
     error = start(["neuroal_jax.prune", "--config", str(config)], log)
     row = finished(out, run)  # whatever the exit code: another sweep may have been quicker
     return describe(run, None, error) if row is None else row

@@ -15,7 +15,7 @@ from neuroal_jax.report.page import REPORT, is_report, sweep_report
 from .grid import Run
 
 # The table's columns; between the two come perplexities and, with tasks, accuracies.
-HEAD = ("model", "pruner", "top_up", "sparsity", "achieved", "seed", "lambda_block", "lambda_row", "seqlen")
+HEAD = ("model", "pruner", "top_up", "step", "sparsity", "achieved", "seed", "lambda_block", "lambda_row", "seqlen")
 TAIL = ("search_seconds", "prune_seconds", "host_peak_mib", "device_peak_mib", "error")
 
 
@@ -27,7 +27,7 @@ def describe(run: Run, manifest: Mapping[str, Any] | None, error: str = "") -> d
     """
     row: dict[str, Any] = dict.fromkeys((*HEAD, *TAIL))
     row |= {"model": run.model, "pruner": run.config.pruner, "top_up": run.top_up, "error": error}
-    row |= {"sparsity": run.config.sparsity, "seed": run.config.seed}
+    row |= {"step": run.step, "sparsity": run.config.sparsity, "seed": run.config.seed}
     if manifest is None:
         return row
     seconds, memory, token_ppl = manifest["seconds"], manifest["memory_bytes"], manifest["token_ppl"]
@@ -37,11 +37,17 @@ def describe(run: Run, manifest: Mapping[str, Any] | None, error: str = "") -> d
         "lambda_row": _rounded(manifest["lambda_row"]),
         "seqlen": round(number(token_ppl["seqlen"])),
         **_perplexities(token_ppl["texts"]),
-        "search_seconds": _rounded(seconds.get("search", 0.0), 1),
+        "search_seconds": _rounded(number(seconds.get("search", 0.0)) + _reused_seconds(manifest), 1),
         "prune_seconds": _rounded(seconds["prune"], 1),
         "host_peak_mib": round(number(memory["host_peak"]) / 2**20),
         "device_peak_mib": _rounded(memory["device_peak"], 0, 2**20),
     }
+
+
+def _reused_seconds(manifest: Mapping[str, Any]) -> float:
+    """What the search would have taken beside, had other runs not measured a part of it before."""
+    walks = manifest.get("reused", [])
+    return sum(number(walk["seconds"]) for walk in walks if walk["walk"] != "dense-perplexity")
 
 
 def _perplexities(texts: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

@@ -15,8 +15,8 @@ FAMILIES = {
     "gemma": "neuroal_jax.models.gemma",
     "gemma2": "neuroal_jax.models.gemma2",
     "gemma3_text": "neuroal_jax.models.gemma3_text",
-    "granite": "neuroal_jax.models.granite",
     "gpt_neox": "neuroal_jax.models.gpt_neox",
+    "granite": "neuroal_jax.models.granite",
     "llama": "neuroal_jax.models.llama",
     "mistral": "neuroal_jax.models.mistral",
     "olmo2": "neuroal_jax.models.olmo2",
@@ -25,6 +25,7 @@ FAMILIES = {
     "phi3": "neuroal_jax.models.phi3",
     "qwen2": "neuroal_jax.models.qwen2",
     "qwen3": "neuroal_jax.models.qwen3",
+    "smollm3": "neuroal_jax.models.smollm3",
 }
 
 
@@ -53,7 +54,8 @@ def _check_architectures(architectures: Any, family: Family) -> None:
     `YiForCausalLM`) do not matter.
     """
     own = {name.lower() for name in family.architectures}
-    own |= {name.removesuffix("forcausallm") + "model" for name in own}  # files of a model without its head
+    bare = {name.removesuffix("forcausallm") for name in own}
+    own |= {name + suffix for name in bare for suffix in ("model", "textmodel")}  # files of a model without its head
     for name in architectures if isinstance(architectures, list) else [architectures]:
         other = not isinstance(name, str) or re.search("For(?!CausalLM)[A-Z]", name)
         if other or (name.lower() not in own and name in dir(transformers())):

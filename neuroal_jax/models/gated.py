@@ -104,6 +104,7 @@ def parse(
     head_dim: int | None = None,
     kv_heads: int | None = None,
     max_positions: int = 2048,
+    theta: float = 10000.0,
 ) -> GatedConfig:
     """Reads what all these families have in common, refusing what may count and is neither common nor in `extra`.
 
@@ -118,6 +119,7 @@ def parse(
         head_dim: Size of a head where the config does not say; None: hidden size over heads.
         kv_heads: Number of key/value heads where the config does not say; null, or None here: as many as heads.
         max_positions: Positions where the config does not say.
+        theta: Base of the rotation where the config does not say.
     """
     hf_config.check_attributes(config, _ATTRIBUTES | {*extra, activation_key})
     hidden_size = hf_config.take_int(config, "hidden_size")
@@ -131,7 +133,8 @@ def parse(
     head_dim = hf_config.take_int(config, "head_dim", head_dim or hidden_size // heads, low=2)
     if head_dim % 2:
         raise UserError(f"config.json: head_dim {head_dim} is odd, rotary positions need an even one")
-    rope = take_rope(config, head_dim, hf_config.take_int(config, "max_position_embeddings", max_positions))
+    max_positions = hf_config.take_int(config, "max_position_embeddings", max_positions)
+    rope = take_rope(config, head_dim, max_positions, theta)
     if rope.kind != "default" and rope_values(config).get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError("config.json: partial_rotary_factor is not supported for this model_type")
     return GatedConfig(
@@ -142,7 +145,7 @@ def parse(
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        max_position_embeddings=hf_config.take_int(config, "max_position_embeddings", max_positions),
+        max_position_embeddings=max_positions,
         rms_norm_eps=hf_config.take_float(config, "rms_norm_eps", 1e-6),
         rope=rope,
         hidden_act=hf_config.take_choice(config, activation_key, layers.ACTIVATIONS, activation),

@@ -58,7 +58,8 @@ def refuse_moe(config: Mapping[str, Any]) -> None:
     """Raises UserError if a config describes a mixture of experts."""
     found = [key for key in _MOE if config.get(key)]
     model_type = str(config.get("model_type", ""))
-    if found or "moe" in model_type or model_type in ("mixtral", "dbrx", "jamba", "arctic"):
+    dense = any(config.get(key) == 0 for key in _MOE) and not found  # granitemoehybrid without experts
+    if found or ("moe" in model_type and not dense) or model_type in ("mixtral", "dbrx", "jamba", "arctic"):
         attribute = f" (config.json has {found[0]})" if found else ""
         raise UserError(
             f"model_type '{model_type}' is a mixture of experts{attribute}: not supported, choose a dense model"

@@ -25,17 +25,13 @@ _CONTEXT = "original_max_position_embeddings"
 
 def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
     """Reads config.json, refusing what is not implemented."""
-    unrotated = {key: value for key, value in config.items() if key not in ROPE_ATTRIBUTES}
+    unrotated = {"rms_norm_eps": 1e-5} | {key: value for key, value in config.items() if key not in ROPE_ATTRIBUTES}
     parsed = gated.parse(unrotated, ("embd_pdrop", "resid_pdrop", "sliding_window"), max_positions=4096)
     blocks, window = parsed.num_hidden_layers, hf_config.take_window(config, None)
     windows = (window is not None,) * blocks
     if hf_config.take_windowed_layers(config, blocks) not in (None, windows):
         raise UserError(f"config.json: layer_types and sliding_window {window} disagree: Phi-3 has one kind of block")
-    return replace(
-        gated.windowed(parsed, window, windows),
-        rms_norm_eps=hf_config.take_float(config, "rms_norm_eps", 1e-5),
-        rope=_rope(config, parsed),
-    )
+    return replace(gated.windowed(parsed, window, windows), rope=_rope(config, parsed))
 
 
 def _rope(config: Mapping[str, Any], parsed: gated.GatedConfig) -> Rope:

@@ -51,21 +51,25 @@ class Rope:
     rotated: int | None = None
 
 
-def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
+def rope_values(config: Mapping[str, Any], theta: float = 10000.0) -> dict[str, Any]:
     """What a config says of rotary positions, wherever it says it, under the names of `rope_parameters`.
+
+    Args:
+        config: config.json.
+        theta: The base where it says none.
 
     Raises:
         UserError: If it says two things.
     """
     outside = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
     places = [key for key in ("rope_scaling", "rope_parameters") if config.get(key) not in (None, {})]
-    found = [_one_place(config, key, outside) for key in places]
+    found = [{"rope_theta": theta, **_one_place(config, key, outside)} for key in places]
     for values in found[1:]:
         differing = sorted(key for key in {*values, *found[0]} if values.get(key) != found[0].get(key))
         if differing:
             shown = ", ".join(f"{key} {found[0].get(key)!r} and {values.get(key)!r}" for key in differing)
             raise UserError(f"config.json: rope_scaling and rope_parameters contradict each other: {shown}: remove one")
-    return found[0] if found else {"rope_theta": 10000.0, **outside, "rope_type": "default"}
+    return found[0] if found else {"rope_theta": theta, **outside, "rope_type": "default"}
 
 
 def rope_of_layer_type(
@@ -123,13 +127,12 @@ def _one_place(config: Mapping[str, Any], key: str, outside: Mapping[str, Any]) 
                 f"config.json: {name} is {value!r}, but {values[name]!r} in {key}, which contradict each other: "
                 "remove one"
             )
-    values.setdefault("rope_theta", 10000.0)
     if values["rope_type"] == "default":  # no other value is read then
         values = {key: values[key] for key in ("rope_type", "rope_theta", "partial_rotary_factor") if key in values}
     return values
 
 
-def take_rope(config: Mapping[str, Any], head_dim: int, max_positions: int) -> Rope:
+def take_rope(config: Mapping[str, Any], head_dim: int, max_positions: int, theta: float = 10000.0) -> Rope:
     """Reads `rope_theta` with `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
 
     Like transformers, it reads of them what the type of scaling needs, and ignores the rest.
@@ -138,11 +141,12 @@ def take_rope(config: Mapping[str, Any], head_dim: int, max_positions: int) -> R
         config: config.json.
         head_dim: How many dimensions of a head are rotated.
         max_positions: `max_position_embeddings`.
+        theta: The base where the config says none.
 
     Raises:
         UserError: For a type of scaling that is not implemented, or a value that is missing or makes no sense.
     """
-    values = rope_values(config)
+    values = rope_values(config, theta)
     kind = values["rope_type"]
     if not isinstance(kind, str) or kind not in _KINDS:
         expected = ", ".join(_KINDS)

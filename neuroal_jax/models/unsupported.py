@@ -15,7 +15,7 @@ _SENSES = re.compile(
     "(mm_)?(vision|visual|audio|image|img)_?(config|tower|backbone|encoder|model|processor|tokenizer|$).*"
 )
 _USUAL = {"idefics2": "mistral", "llava": "llama", "mistral3": "mistral", "mllama": "llama", "paligemma": "gemma"}
-_USUAL |= {"qwen": "qwen2", "vicuna": "llama"}
+_USUAL |= {"gemma3": "gemma3_text", "phi4": "phi3", "phi4mm": "phi3", "qwen": "qwen2", "vicuna": "llama"}
 _HYBRID = ("qwen3_5", "qwen3_next")  # of which no other part is a text model of the family that they are named after
 
 
@@ -23,6 +23,8 @@ def refusal(config: Mapping[str, Any], families: Collection[str]) -> str:
     """The message for a config whose `model_type` is none of `families`."""
     model_type = config["model_type"]
     expected = f"expected one of {', '.join(families)}"
+    if config.get("is_encoder_decoder") is True:
+        return f"model_type '{model_type}' is an encoder-decoder, not supported: {expected}"
     where, inner = _inner(config)
     kind = _kind(model_type)
     if (
@@ -32,7 +34,7 @@ def refusal(config: Mapping[str, Any], families: Collection[str]) -> str:
     ):
         advice = _advice(model_type, where, inner, families)
         return f"model_type '{model_type}' is a model around a text model, not supported{advice}"
-    if kind == "encoder-decoder" or config.get("is_encoder_decoder") is True:
+    if kind == "encoder-decoder":
         return f"model_type '{model_type}' is an encoder-decoder, not supported: {expected}"
     if kind == "other":
         return f"model_type '{model_type}' is no causal language model, not supported: {expected}"
@@ -63,12 +65,13 @@ def _advice(model_type: str, where: str, inner: Mapping[str, Any], families: Col
 
 
 def _family_in(model_type: Any, families: Collection[str]) -> str | None:
-    """The family that a name is made of: qwen2 of qwen2_5_vl_text, llama of llava_llama."""
+    """The family that a name is made of: qwen2 of qwen2_5_vl_text, gemma3_text of itself, llama of llava_llama."""
     if not isinstance(model_type, str) or model_type.startswith(_HYBRID):
         return None
-    words = re.split(r"[-_]", model_type)
-    usual = [_USUAL[word] for word in reversed(words) if word in _USUAL]  # llava_qwen: the text model comes last
-    return next((word for word in [*words, *usual] if word in families), None)
+    name = model_type.replace("-", "_")
+    named = [family for family in families if f"_{family}_" in f"_{name}_"]
+    usual = [_USUAL.get(word) for word in reversed(name.split("_"))]  # llava_qwen: the text model comes last
+    return max(named, key=len) if named else next((family for family in usual if family in families), None)
 
 
 def _kind(model_type: str) -> str | None:

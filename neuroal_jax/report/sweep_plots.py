@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from neuroal_jax.report.figures import COLORS, DASHES, GREY, SYMBOLS, Section, figure, level, line, number
 
 Row = Mapping[str, Any]
-Method = tuple[str, str]  # pruner and top-up
+Method = tuple[str, str]  # pruner, and top-up with its step
 _ACCURACY = "acc_mean"
 
 
@@ -70,12 +70,17 @@ def _against_sparsity(measured: Sequence[Row], rows: Sequence[Row], measure: str
     return figure(traces, "sparsity", title, 480, {"range": ends}, scale)
 
 
+def _top_up(row: Row) -> str:
+    """With the step that a search took: `neuroal (block)`."""
+    return f"{row['top_up']} ({row['step']})" if row.get("step") else str(row["top_up"])
+
+
 def _method_lines(measured: Sequence[Row], rows: Sequence[Row], measure: str) -> list[go.Scatter]:
     """The mean over seeds by sparsity, with its spread, of every method that has one."""
-    pruners, top_ups = (list(dict.fromkeys(row[column] for row in rows)) for column in ("pruner", "top_up"))
+    pruners, top_ups = list(dict.fromkeys(row["pruner"] for row in rows)), list(dict.fromkeys(map(_top_up, rows)))
     seeds: dict[Method, dict[float, list[float]]] = {}
     for row in measured:
-        method = seeds.setdefault((row["pruner"], row["top_up"]), {})
+        method = seeds.setdefault((row["pruner"], _top_up(row)), {})
         method.setdefault(row["sparsity"], []).append(row[measure])
     lines = []
     for (pruner, top_up), values in seeds.items():

@@ -95,7 +95,7 @@ class Blocks:
                 for walks of which runs take all that another one found; None: each walks itself.
         """
         if about is not None:
-            about = {**about, "dtype": self.dtype.name, "batch": self.batch}
+            about = {**about, "dtype": self.dtype.name}
         steps = self._state.walk(label, self.checkpoint.num_blocks, about)
         advance(steps.first)
         return steps

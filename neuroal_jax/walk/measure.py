@@ -34,7 +34,8 @@ def measure(
     Raises:
         UserError: If activations are not finite.
     """
-    about = {"tokens": token_hash(windows) if needs else None, "needs": list(needs), "settings": settings}
+    seen = {"tokens": token_hash(windows), "batch": blocks.batch} if needs else {}
+    about = {**seen, "needs": list(needs), "settings": settings}
     steps = blocks.begin(label, advance, None if settings is None else about)
     hidden: Batches = steps.hidden(lambda: blocks.embed(blocks.batches(windows)) if needs else [])
     found = [_plain(output["found"]) for output in steps.outputs]

@@ -47,6 +47,7 @@ def oracle_exponent(eigenvalues):
     """In float64, candidate by candidate, from the definition."""
     x = np.sort(eigenvalues.astype(np.float64))
     edges = np.linspace(np.log10(x[0]), np.log10(x[-1]), 101)
+    edges[-1] = np.inf  # the last bin has its right edge
     counts = [((np.log10(x) >= low) & (np.log10(x) < high)).sum() for low, high in pairwise(edges)]
     peak = 10 ** edges[int(np.argmax(counts))]
     best = (math.inf, math.nan)

@@ -142,6 +142,8 @@ WITHOUT_MODEL = {
     "gemma": lambda name: name.removeprefix("model."),
     "opt": lambda name: name.removeprefix("model."),
     "phi": lambda name: name.removeprefix("model."),
+    "gpt_neox": lambda name: name.removeprefix("gpt_neox."),
+    "gpt_neox with its head's other name": lambda name: name.replace("embed_out.", "lm_head."),
 }
 
 
@@ -347,13 +349,31 @@ def test_what_transformers_leaves_out_is_named_and_left_out(make_llama, caplog, 
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_masks_and_versions_that_older_files_carry_are_not_needed(make_llama, caplog):
-    directory = make_llama(family="opt", ffn_dim=56, word_embed_proj_dim=32)
+OLDER = {
+    "opt": ({"ffn_dim": 56, "word_embed_proj_dim": 32}, "decoder.layers.0.self_attn.", "decoder.version"),
+    "gpt_neox": ({}, "gpt_neox.layers.0.attention.", "gpt_neox.layers.0.attention.rotary_emb.inv_freq"),
+}
+
+
+@pytest.mark.parametrize(("family", "found"), OLDER.items(), ids=OLDER)
+def test_masks_and_versions_that_older_files_carry_are_not_needed(make_llama, caplog, family, found):
+    options, attention, other = found
+    directory = make_llama(family=family, **options)
     tensors = load_file(directory / "model.safetensors")
-    masks = {f"decoder.layers.0.self_attn.{name}": np.ones((1, 1, 4, 4), bool) for name in ("bias", "masked_bias")}
-    save_file(tensors | masks | {"decoder.version": np.array([3.0], np.float32)}, directory / "model.safetensors")
+    masks = {f"{attention}bias": np.ones((1, 1, 4, 4), bool), f"{attention}masked_bias": np.array(-1e9, np.float32)}
+    save_file(tensors | masks | {other: np.array([3.0], np.float32)}, directory / "model.safetensors")
     open_checkpoint(str(directory))
     assert not caplog.records
+
+
+def test_a_tied_head_is_known_by_the_name_that_its_family_gives_it(make_llama):
+    directory = make_llama(family="gpt_neox", tie_word_embeddings=True)
+    expected = open_checkpoint(str(directory)).hashes()
+    tensors = load_file(directory / "model.safetensors")
+    for name in ("embed_out.weight", "lm_head.weight"):
+        head = {name: tensors["gpt_neox.embed_in.weight"].copy()}
+        save_file(tensors | head, directory / "model.safetensors", metadata={"format": "pt"})
+        assert open_checkpoint(str(directory)).hashes() == expected
 
 
 def test_without_tying_the_head_is_needed(llama, tmp_path):
@@ -458,7 +478,8 @@ def test_nested_and_huge_values_of_a_config_are_refused(llama, tmp_path, key, va
 
 
 ROPES = [
-    ({"rope_type": "longrope", "factor": 4.0}, "'longrope' is not supported"),
+    ({"rope_type": "longrope", "factor": 4.0}, "short_factor is missing"),
+    ({"rope_type": "mrope", "factor": 4.0}, "'mrope' is not supported"),
     ({"rope_type": "linear", "factor": 0}, "factor is 0"),
     ({"rope_type": None}, "None is not supported"),
     ({"rope_type": ["yarn"]}, "is not supported"),
@@ -538,9 +559,9 @@ def test_a_damaged_array_of_orbax_is_refused(llama, tmp_path):
         open_checkpoint(str(tmp_path / "flax")).hashes()
 
 
-@pytest.mark.parametrize("family", ["llama", "opt", "phi"])
+@pytest.mark.parametrize("family", ["llama", "opt", "phi", "phi3", "gpt_neox"])
 def test_the_widths_of_a_blocks_inputs_are_those_of_its_forward_pass(make_llama, family):
-    checkpoint = open_checkpoint(str(make_llama(family=family)))
+    checkpoint = open_checkpoint(str(make_llama(family=family, pad_token_id=None)))
     model = load_model(str(checkpoint.path))
     _, inputs = model.blocks[0](model.stem(np.arange(5)[None]))
     assert checkpoint.input_widths() == {name: x.shape[-1] for name, x in inputs.items()}

@@ -144,7 +144,9 @@ BAD_OPTIONS = {
     "infinite lambda": ({"row-lambdas": "0.1,1e999"}, "--row-lambdas holds inf"),
     **{
         f"{name} is {value!r}": ({name: value}, f"--{name} is {re.escape(repr(value))}")
-        for name, value in product(("out", "save-model", "calib", "eval", "compilation-cache"), ("", "a\0b"))
+        for name, value in product(
+            ("out", "save-model", "calib", "eval", "compilation-cache", "measured"), ("", "a\0b")
+        )
     },
     "seqlen above the model's": ({"calib": "ROOT/long.txt", "seqlen": "65"}, "exceeds .*max_position_embeddings 64"),
     "default seqlen": ({"calib": "ROOT/long.txt"}, "--seqlen 2048 exceeds"),

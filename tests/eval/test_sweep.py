@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import neuroal_jax
 from eval import accuracy, grid, sweep
 from eval import table as tables
 from neuroal_jax import PruneConfig, UserError
@@ -92,7 +94,8 @@ def test_a_killed_sweep_goes_on_where_it_was(llama, tokens, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "eval.sweep", *arguments(llama, tokens, out, pruners="magnitude,wanda")]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while first.poll() is None and not list(out.rglob("manifest.json")):
+    published = out / llama.name / "magnitude-uniform-0.6-seed0"
+    while first.poll() is None and not published.exists():
         time.sleep(0.05)
     time.sleep(0.5)  # into the second run
     os.kill(first.pid, signal.SIGTERM)
@@ -141,7 +144,7 @@ def test_a_run_that_fails_is_a_row_and_the_others_run(llama, tokens, tmp_path, c
 def test_combinations_that_make_no_sense_are_left_out_with_their_reason():
     values = {
         "models": ["demo"], "pruners": ["wanda", "sparsegpt"], "top_ups": ["dsnot", "owl+dsnot", "neuroal"],
-        "sparsities": [0.5, 0.7], "seeds": [0, 1], "step": "row",
+        "steps": ["row"], "sparsities": [0.5, 0.7], "seeds": [0, 1],
     }  # fmt: skip
     runs, left_out = grid.plan(values, Path("out"))
     assert len(runs) == 3 * 2 * 2
@@ -154,10 +157,61 @@ def test_combinations_that_make_no_sense_are_left_out_with_their_reason():
     assert not Path("never-made").exists()
 
 
+def test_steps_multiply_only_the_runs_that_search():
+    values = {
+        "models": ["demo"], "pruners": ["wanda", "sparsegpt"], "top_ups": ["uniform", "owl+dsnot", "neuroal"],
+        "steps": ["block", "row", "both"], "sparsities": [0.5], "seeds": [0],
+    }  # fmt: skip
+    runs, left_out = grid.plan(values, Path("out"))
+    assert [(run.name.removeprefix("demo/"), run.step) for run in runs] == [
+        ("wanda-uniform-0.5-seed0", None),
+        ("wanda-owl+dsnot-0.5-seed0", None),
+        ("wanda-neuroal-block-0.5-seed0", "block"),
+        ("wanda-neuroal-row-0.5-seed0", "row"),
+        ("wanda-neuroal-0.5-seed0", "both"),
+        ("sparsegpt-uniform-0.5-seed0", None),
+        ("sparsegpt-neuroal-block-0.5-seed0", "block"),  # all there is of both
+    ]
+    assert [run.config.step for run in runs if run.step] == [run.step for run in runs if run.step]
+    assert dict(left_out).keys() == {"demo sparsegpt owl+dsnot 0.5", "demo sparsegpt neuroal row 0.5"}
+    for changed in ({"steps": ["both", "both"]}, {"sparsities": ["0.5", ".50"]}):
+        with pytest.raises(UserError, match="two runs are called demo/wanda-uniform"):
+            grid.plan({**values, **changed}, Path("out"))
+    with pytest.raises(UserError, match="--step None is unknown"):
+        grid.plan({**values, "top_ups": ["uniform"], "steps": ["both", None]}, Path("out"))
+
+
+def test_a_sweep_measures_the_dense_model_once(llama, tokens, tmp_path):
+    """And a block step, and finds what each run finds alone."""
+    given = {"top-ups": "uniform,neuroal", "steps": "block,both", "row-lambdas": "0,0.1,0.2,0.3", "candidate-batch": 2}
+    given = arguments(llama, tokens, tmp_path / "out", **given, **{"block-lambdas": "0.05,0.2"})
+    assert run_sweep(given) == 0
+    first, block, both = table(tmp_path / "out")
+    assert [row["step"] for row in (first, block, both)] == ["", "block", "both"]
+    manifests = [
+        json.loads((tmp_path / "out" / llama.name / f"magnitude-{name}-0.6-seed0/manifest.json").read_text())
+        for name in ("uniform", "neuroal-block", "neuroal")
+    ]
+    reused = [[walk["walk"] for walk in manifest["reused"]] for manifest in manifests]
+    assert reused == [[], ["dense-perplexity"], ["dense-perplexity", "search"]]
+    assert manifests[2]["reused"][0]["run"].endswith("magnitude-uniform-0.6-seed0")
+    seconds = manifests[2]["seconds"]["search"] + manifests[2]["reused"][1]["seconds"]  # as if it were alone
+    assert float(both["search_seconds"]) == round(seconds, 1)
+    options = {**manifests[2]["options"], "out": str(tmp_path / "alone"), "measured": None, "resume": False}
+    alone = neuroal_jax.prune(PruneConfig(**options)).manifest
+    for key in ("token_ppl", "scores", "zeros_per_linear", "alignment"):
+        assert alone[key] == manifests[2][key], key
+    shutil.rmtree(tmp_path / "out" / llama.name)
+    assert run_sweep(given) == 0  # as after a kill: of nothing but what was measured
+    assert [row["pruned_token_ppl"] for row in table(tmp_path / "out")] == [
+        row["pruned_token_ppl"] for row in (first, block, both)
+    ]
+
+
 def test_options_reach_only_the_runs_that_they_are_for():
     values = {
         "models": ["demo"], "pruners": ["wanda"], "top_ups": ["uniform", "owl", "dsnot", "owl+dsnot"],
-        "sparsities": ["0.5"], "seeds": ["3"], "owl_m": 3, "dsnot_cycles": "7",
+        "steps": ["both"], "sparsities": ["0.5"], "seeds": ["3"], "owl_m": 3, "dsnot_cycles": "7",
     }  # fmt: skip
     found = [grid.plan(values, Path("out"))[0][i].config for i in range(4)]
     assert [(config.allocation, config.refine) for config in found] == [
@@ -171,7 +225,8 @@ def test_options_reach_only_the_runs_that_they_are_for():
 def test_runs_stay_inside_the_output(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for model in (".", "..", "/", "x/.."):
-        values = {"models": [model], "pruners": ["wanda"], "top_ups": ["uniform"], "sparsities": [0.5], "seeds": [0]}
+        values = {"models": [model], "pruners": ["wanda"], "top_ups": ["uniform"], "steps": ["both"]}
+        values |= {"sparsities": [0.5], "seeds": [0]}
         (run,) = grid.plan(values, Path("out"))[0]
         assert run.config.out == f"out/{run.name}"
         assert ".." not in run.name
@@ -190,10 +245,10 @@ def test_another_dtype_is_another_run(llama, tokens, tmp_path, capsys):
 
 def test_flags_win_over_the_file(tmp_path):
     file = tmp_path / "sweep.yaml"
-    file.write_text("models: [a, b]\nsparsities: [0.6, 0.7]\nout: x\nowl-m: 3\nstep: block\ntop_ups: owl\n")
-    values = sweep.parse_arguments(["--config", str(file), "--models", "c", "--step", "row"])
+    file.write_text("models: [a, b]\nsparsities: [0.6, 0.7]\nout: x\nowl-m: 3\nsteps: block\ntop_ups: owl\n")
+    values = sweep.parse_arguments(["--config", str(file), "--models", "c", "--steps", "row,both"])
     assert (values["models"], values["sparsities"], values["top_ups"]) == (["c"], [0.6, 0.7], ["owl"])
-    assert (values["out"], values["owl_m"], values["step"]) == ("x", 3, "row")
+    assert (values["out"], values["owl_m"], values["steps"]) == ("x", 3, ["row", "both"])
     assert (values["pruners"], values["seeds"]) == (["wanda"], [0])
 
 
@@ -257,7 +312,7 @@ def test_a_manifest_that_is_none_is_named(llama, tokens, tmp_path, capsys, conte
     assert "is no manifest" in capsys.readouterr().err
 
 
-# Accuracies, presets and the estimate.
+# Accuracies, presets and what is estimated.
 
 
 @pytest.fixture(scope="module")
@@ -347,27 +402,6 @@ def test_the_paper_s_grid_is_listed_with_its_cost_and_nothing_is_made(tmp_path, 
     assert (values["models"], values["sparsities"]) == (["a/b"], ["0.5"])
     assert values["eval"] == "wikitext2,c4,ptb"
     assert accuracy.take_zero_shot(values).tasks == sweep.TASKS
-
-
-def test_the_estimate_counts_passes_over_the_weights():
-    from eval import cost
-
-    weights, _ = cost.prunable_weights("meta-llama/Llama-2-7b-hf")
-    assert weights == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    assert cost.prunable_weights("someone/something") is None
-    demo, size = cost.prunable_weights("demo")
-    assert 0 < demo < size
-
-    def tokens(**options):
-        config = PruneConfig(model="demo", sparsity=0.7, eval="c4", seqlen=100, nsamples=10, out="x", **options)
-        return cost.of_run(config, 1000, 5000).operations / 2000
-
-    assert tokens(allocation="uniform", pruner="magnitude") == 2 * 256 * 100
-    assert tokens(allocation="uniform") == 2 * 256 * 100 + 2 * 10 * 100
-    assert tokens(allocation="owl") == tokens(allocation="uniform") + 10 * 100
-    both = tokens(block_lambdas="0.1,0.2", row_lambdas="0,0.1,0.2", search_samples=4)
-    assert both == tokens(allocation="uniform") + 2 * 4 * 100 * (2 + 3 + 1)
-    assert cost.of_tasks(1, ["rte", "mine"], 10) == 2 * (10 * 2 * 80 + 10 * 4 * 100)
 
 
 BAD_TASKS = {

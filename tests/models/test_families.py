@@ -1,6 +1,7 @@
 """Every family against transformers: logits, every block's hidden states, and every tensor there and back."""
 
 import json
+from importlib import import_module
 from itertools import product
 
 import jax
@@ -13,6 +14,7 @@ from neuroal_jax import PruneConfig, UserError, load_model, prune
 from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.command.config import ALLOCATIONS, PRUNERS, REFINEMENTS
 from neuroal_jax.masks.file import check_pruned
+from neuroal_jax.models import FAMILIES
 from neuroal_jax.models.family import expand
 from tests.conftest import RUN
 
@@ -101,6 +103,21 @@ VARIANTS = {
     "gpt_neox no biases, tied": {"family": "gpt_neox", "attention_bias": False, "tie_word_embeddings": True},
     "gpt_neox odd part": {"family": "gpt_neox", "rotary_pct": 0.4, "rotary_emb_base": 500},
     "phi other rotation": {"family": "phi", "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
+    "smollm3": {"family": "smollm3", "no_rope_layer_interval": 2, **SMALL},
+    "smollm3 no rotation first": {
+        "family": "smollm3", "no_rope_layers": [0, 1, 0, 1], "rope_theta": 50.0, "tie_word_embeddings": False, **SMALL,
+    },
+    "smollm3 windows, biases": {
+        "family": "smollm3", "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 6,
+        "attention_bias": True, "mlp_bias": True, **SMALL,
+    },
+    "smollm3 windows by layer type": {
+        "family": "smollm3", "no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"], **SMALL,
+    },
+    "smollm3 no rotation, one block": {
+        "family": "smollm3", "no_rope_layer_interval": 1, "num_hidden_layers": 1, "head_dim": 12, **SMALL,
+    },
 }  # fmt: skip
 
 
@@ -191,8 +208,8 @@ ONE_OF_EACH = {
     "gemma": {"head_dim": 8, **SMALL},
     "gemma2": {"head_dim": 8, "sliding_window": 9, **SMALL},
     "gemma3_text": {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2, **SMALL},
-    "granite": GRANITE,
     "gpt_neox": {},
+    "granite": GRANITE,
     "llama": {},
     "mistral": {"sliding_window": 9},
     "olmo2": SMALL,
@@ -201,23 +218,40 @@ ONE_OF_EACH = {
     "phi3": {"num_key_value_heads": 2, "sliding_window": 9, **SMALL},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
+    "smollm3": {"no_rope_layer_interval": 2, **SMALL},
 }
-LLAMA_LIKE = (
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "granite",
-    "mistral",
-    "olmo2",
-    "qwen2",
-    "qwen3",
-)  # their blocks are made of Llama's parts
+LLAMA_LIKE = set(ONE_OF_EACH) - {"gpt_neox", "llama", "opt", "phi", "phi3"}  # their blocks are made of Llama's parts
 
 
 def test_each_registered_family_is_tested():
-    from neuroal_jax.models import FAMILIES
-
     assert set(ONE_OF_EACH) == set(FAMILIES)
+
+
+KINDS = {
+    "q, k": ("q_proj", "k_proj"),
+    "v": ("v_proj",),
+    "q, k; q, k; v": ("qkv_proj", "query_key_value"),
+    "o": ("o_proj", "out_proj", "dense"),
+    "gate": ("gate_proj",),
+    "up": ("up_proj", "fc1", "dense_h_to_4h"),
+    "gate; up": ("gate_up_proj",),
+    "down": ("down_proj", "fc2", "dense_4h_to_h"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_feeds_what_tells_the_kinds_of_linears(family):
+    linears = import_module(FAMILIES[family]).FAMILY.linears
+    mixed = {part.feeds for linear in linears if not linear.in_mlp for part in linear.parts if part.selects}
+
+    def kind(linear, part):
+        if linear.in_mlp:
+            return "gate" if part.selects else "down" if part.feeds_next_block else "up"
+        return "q, k" if part.selects else "v" if part.feeds in mixed else "o"
+
+    for linear in linears:
+        assert linear.name.rpartition(".")[2] in KINDS["; ".join(kind(linear, part) for part in linear.parts)]
+    assert {part.feeds for linear in linears for part in linear.parts} <= {linear.reads for linear in linears}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -347,6 +381,16 @@ REFUSED = {
     ),
     "GPT-NeoX rotation twice": ("gpt_neox", {"rotary_pct": 0.5}, "partial_rotary_factor is 0.5, but 0.25"),
     "GPT-NeoX attribute": ("gpt_neox", {"is_causal": False}, "is_causal=False"),
+    "Granite factor": ("granite", {"residual_multiplier": 0}, "residual_multiplier is 0, expected a positive number"),
+    "Granite windows": ("granite", {"layer_types": ["sliding_attention"] * 3}, "no sliding windows"),
+    "OLMo 2 windows": ("olmo2", {"layer_types": ["sliding_attention"] * 3}, "no sliding windows"),
+    "SmolLM3 rotations": ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers is .1, 0., expected 3 numbers"),
+    "SmolLM3 interval": (
+        "smollm3",
+        {"no_rope_layers": None, "no_rope_layer_interval": 0},
+        "no_rope_layer_interval is 0",
+    ),
+    "SmolLM3 windows": ("smollm3", {"layer_types": ["sliding_attention"] * 3}, "no sliding_window is set"),
     "Qwen MoE": ("qwen2", {"model_type": "qwen2_moe"}, "mixture of experts"),
     "Mixtral": ("mistral", {"model_type": "mixtral"}, "mixture of experts"),
 }

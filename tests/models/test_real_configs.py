@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from neuroal_jax import UserError, load_model
-from neuroal_jax.models import family_of
+from neuroal_jax.models import FAMILIES, family_of
 from tests.conftest import save_random_weights
 from tests.models.test_families import torch_states
 
@@ -26,6 +26,8 @@ SIZES = {
     "max_position_embeddings": POSITIONS,
     "sliding_window": 11,
     "max_window_layers": 1,
+    "no_rope_layer_interval": 2,
+    "sliding_window_pattern": 2,
 }
 
 
@@ -44,9 +46,17 @@ def shrunk(config):
     if config["model_type"] == "opt":
         small["max_position_embeddings"] = 64  # a table, whose length no text exceeds
         small["word_embed_proj_dim"] = 32 if config["word_embed_proj_dim"] == config["hidden_size"] else 20
+    for key in ("layer_types", "no_rope_layers"):
+        if config.get(key):
+            small[key] = [*dict.fromkeys(config[key]), *config[key]][:BLOCKS]  # one of each kind first
     for key in ("rope_scaling", "rope_parameters"):
         if "original_max_position_embeddings" in (config.get(key) or {}):
             small[key] = config[key] | {"original_max_position_embeddings": 16}
+        if "long_factor" in (config.get(key) or {}):  # one number for each pair of dimensions that are rotated
+            pairs = int(SIZES["hidden_size"] // HEADS * config.get("partial_rotary_factor", 1.0)) // 2
+            small[key] = config[key] | {name: config[key][name][-pairs:] for name in ("long_factor", "short_factor")}
+    if "original_max_position_embeddings" in config:
+        small["original_max_position_embeddings"] = 16
     return small
 
 
@@ -64,11 +74,15 @@ def without(config, *keys):
 LLAMA = without(shrunk(CONFIGS["Llama-3.1-8B-Instruct"]), "rope_scaling")
 QWEN, MISTRAL = shrunk(CONFIGS["Qwen2-0.5B"]), shrunk(CONFIGS["Mistral-7B-v0.1"])
 GEMMA, PHI, OPT = shrunk(CONFIGS["gemma-7b-it"]), shrunk(CONFIGS["phi-2"]), shrunk(CONFIGS["opt-125m"])
+PHI3, NEOX = shrunk(CONFIGS["Phi-3.5-mini-instruct"]), shrunk(CONFIGS["pythia-70m"])
 GEMMA3 = {
     **{key: GEMMA[key] for key in (*SIZES, "hidden_size") if key in GEMMA and key != "ffn_dim"},
     "model_type": "gemma3_text", "head_dim": 12, "num_key_value_heads": 1, "sliding_window": 6, "bos_token_id": 2,
 }  # fmt: skip
+GRANITE, OLMO2 = shrunk(CONFIGS["granite-3.1-2b-base"]), shrunk(CONFIGS["OLMo-2-0425-1B"])
+SMOLLM3 = shrunk(CONFIGS["SmolLM3-3B"])
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3], "long_factor": [2, 3.0, 5.0, 20.0]}
 FULL, SLIDING = "full_attention", "sliding_attention"
 ODD = {
     "linear": LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 2.5}},
@@ -84,6 +98,37 @@ ODD = {
     "yarn, both places": QWEN | {"rope_scaling": YARN, "rope_parameters": YARN | {"rope_theta": 1e6}},
     "linear phi": PHI | {"rope_scaling": {"type": "linear", "factor": 2.0}},
     "yarn phi": PHI | {"rope_scaling": YARN, "partial_rotary_factor": 0.5},
+    "longrope, as long as the original context": LLAMA | {
+        "rope_scaling": LONG | {"original_max_position_embeddings": 40}, "max_position_embeddings": 80,
+    },
+    "longrope, longer by a token": LLAMA | {
+        "rope_scaling": LONG | {"original_max_position_embeddings": 39}, "max_position_embeddings": 80,
+    },
+    "longrope, the original length outside": MISTRAL | {"rope_scaling": LONG, "original_max_position_embeddings": 8},
+    "longrope, no original length": QWEN | {"rope_scaling": LONG},
+    "longrope, factor": GEMMA | {
+        "rope_scaling": LONG | {"factor": 4.0, "original_max_position_embeddings": 16}, "head_dim": 8,
+    },
+    "longrope, a factor below 1": QWEN | {"rope_scaling": LONG | {"factor": 0.5}},
+    "longrope, attention factor": QWEN | {"rope_scaling": LONG | {"attention_factor": 1.3, "factor": 4.0}},
+    "longrope phi": PHI | {"rope_scaling": LONG, "partial_rotary_factor": 0.4},
+    "longrope phi3, its first name": PHI3 | {
+        "rope_scaling": LONG | {"type": "su", "original_max_position_embeddings": 16},
+    },
+    "longrope phi3, another first name": PHI3 | {"rope_scaling": LONG | {"type": "yarn"}},
+    "longrope phi3, under both names": PHI3 | {"rope_scaling": LONG | {"rope_type": "longrope", "type": "su"}},
+    "longrope phi3, an original length that does not count": without(PHI3, "original_max_position_embeddings") | {
+        "rope_scaling": LONG | {"original_max_position_embeddings": 16},
+    },
+    "phi3, factors of no rotation": PHI3 | {"rope_scaling": LONG | {"type": "default"}},
+    "phi3 without a window": PHI3 | {"sliding_window": None, "rms_norm_eps": 1e-3},
+    "phi3 without what has a default": without(PHI3, "rms_norm_eps", "rope_scaling", "rope_theta", "sliding_window"),
+    "longrope gpt_neox": NEOX | {"rope_scaling": LONG, "rotary_pct": 1.0, "original_max_position_embeddings": 16},
+    "dynamic gpt_neox": NEOX | {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rotary_pct": 0.5},
+    "gpt_neox as transformers 5 saves it": without(NEOX, "rotary_pct", "rotary_emb_base") | {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    },
+    "gpt_neox without what has a default": without(NEOX, "rotary_pct", "rotary_emb_base", "use_parallel_residual"),
     "values of another rotation": LLAMA | {"rope_scaling": {"rope_type": "default", "factor": 8.0, "mscale": 2.0}},
     "an unused share of the rotation": LLAMA | {"partial_rotary_factor": 0.5},
     "gemma without activation": without(GEMMA, "hidden_act", "hidden_activation"),
@@ -109,6 +154,18 @@ ODD = {
     "gemma 3, rotation of one kind of layer given": GEMMA3 | {
         "rope_parameters": {FULL: {"rope_type": "yarn", "factor": 4.0}, SLIDING: None}, "layer_types": [SLIDING, FULL],
     },
+    "granite without factors": without(GRANITE, *(key for key in GRANITE if key.endswith(("multiplier", "scaling")))),
+    "olmo 2 without epsilon": without(OLMO2, "rms_norm_eps"),
+    "smollm3 without what has a default": without(SMOLLM3, "no_rope_layers", "rope_theta", "tie_word_embeddings"),
+    "smollm3, the base beside a scaled rotation": SMOLLM3 | {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    "smollm3, a scaled rotation without a base": without(SMOLLM3, "rope_theta") | {
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    },
+    "smollm3 with a window where nothing is rotated": without(SMOLLM3, "layer_types") | {
+        "use_sliding_window": True, "sliding_window": 11,
+    },
+    "smollm3 with a window that is not used": without(SMOLLM3, "layer_types") | {"sliding_window": 11},
+    "smollm3 with a window by layer type": SMOLLM3 | {"layer_types": [SLIDING, FULL], "sliding_window": 11},
     "tied by default": without(OPT, "tie_word_embeddings"),
     **{f"activation {name}": LLAMA | {"hidden_act": name} for name in ("quick_gelu", "relu2", "mish", "gelu_python")},
 }  # fmt: skip
@@ -157,6 +214,19 @@ REFUSED = {
     "a rotation per layer type": (
         QWEN | {"rope_parameters": {FULL: {"rope_type": "default"}}}, "rope_parameters has full_attention="
     ),
+    "longrope without factors": (QWEN | {"rope_scaling": {"type": "longrope"}}, "short_factor is missing, expected"),
+    "longrope with a factor that is none": (
+        QWEN | {"rope_scaling": LONG | {"long_factor": [1, 2, 3, True]}}, "long_factor is True.* 'longrope'",
+    ),
+    "longrope of one position": (
+        QWEN | {"rope_scaling": LONG | {"original_max_position_embeddings": 1}}, "max_position_embeddings is 1",
+    ),
+    "longrope under a name of phi3": (QWEN | {"rope_scaling": LONG | {"type": "su"}}, "scaling type 'su' is not supp"),
+    "an odd number of dimensions and longrope": (
+        PHI3 | {"rope_scaling": LONG | {"long_factor": [1], "short_factor": [1]}, "partial_rotary_factor": 0.4},
+        "3 dimensions of a head are rotated, longrope needs an even number",
+    ),
+    "gpt_neox with another rotation by its usual name": (NEOX | {"partial_rotary_factor": 0.5}, "but .* rotary_pct"),
     "yarn without a factor": (QWEN | {"rope_scaling": {"type": "yarn"}}, "factor is missing.* 'yarn'"),
     "yarn that overflows": (QWEN | {"rope_scaling": YARN | {"beta_fast": 1e30}}, "beta_fast is 1e[+]30"),
     **{
@@ -186,6 +256,13 @@ REFUSED = {
 def test_what_changes_numbers_is_refused_by_name(config, message):
     with pytest.raises(UserError, match=message):
         family_of(config).parse_config(config)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_model_without_its_head_is_known_by_the_class_that_transformers_has_for_it(model_type):
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    assert family_of({"model_type": model_type, "architectures": [MODEL_MAPPING_NAMES[model_type]]}).name == model_type
 
 
 def test_code_that_a_config_names_is_not_used_and_said_to_be_so(caplog):

@@ -21,11 +21,19 @@ INSIDE = {
     "2.5 vl": ({"model_type": "qwen2_5_vl", "text_config": {"model_type": "qwen2_5_vl_text"}}, "qwen2", "2_5_vl_text"),
     "qwen3 vl": ({"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3_vl_text"}}, "qwen3", "text_config"),
     "internvl": ({"model_type": "internvl_chat", "llm_config": {"model_type": "qwen2"}}, "qwen2", "llm_config"),
+    "phi3_v": ({"model_type": "phi3_v", "img_processor": {"name": "clip"}}, "phi3", "around a text model"),
     "omni": (
         {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": {"model_type": "qwen2_5_omni_text"}}},
         "qwen2",
         "thinker_config.text_config.model_type",
     ),
+    "gemma3": ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "gemma3_text", "text_config"),
+    "gemma3, untyped": ({"model_type": "gemma3", "text_config": {"head_dim": 256}}, "gemma3_text", "'gemma3' is"),
+    "phi-4 multimodal": ({"model_type": "phi4_multimodal", "vision_config": {}}, "phi3", "around a text model"),
+    "phi-4 multimodal, its first name": (
+        {"model_type": "phi4mm", "img_processor": None, "audio_processor": {"name": "cascades"}}, "phi3", "'phi4mm' is",
+    ),
+    "granite speech": ({"model_type": "granite_speech", "text_config": {"model_type": "granite"}}, "granite", "is 'gr"),
     "blip-2": ({"model_type": "blip-2", "text_config": {"model_type": "opt"}}, "opt", "text_config"),
 }  # fmt: skip
 
@@ -37,21 +45,28 @@ def test_a_model_around_a_text_model_is_told_which_one_to_take(config, text, mes
     assert f"take the text model alone, a checkpoint of model_type '{text}'" in str(caught.value)
 
 
+NAMES = """
+    gemma3n_text gemma4000 gpt2 gpt_neo gpt_neox_japanese mamba ministral olmo olmo3 phi-msft phi4 qwen qwen3_next
+"""
 OTHERS = {
-    "gemma3": ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "model_type is 'gemma3_text'"),
+    "gemma3n": ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}}, "3n_text'.: take a text"),
+    "gemma4": ({"model_type": "gemma4", "text_config": {"model_type": "gemma4_text"}}, "4_text'.: take a text model"),
     "a hybrid text model": ({"model_type": "qwen3_5", "vision_config": {}}, "around a text model, not supp.*: take a"),
     "speech": ({"model_type": "ultravox", "audio_model_id": "openai/whisper"}, "around a text model, not"),
     "eyes of its own": ({"model_type": "molmo", "vision_backbone": {"image_size": 14}}, "around a text model, not"),
-    "phi3_v": ({"model_type": "phi3_v", "img_processor": {"name": "clip"}}, "around a text model, not supported: take"),
     "llama4": ({"model_type": "llama4", "text_config": {"model_type": "llama4_text"}}, "model_type is 'llama4_text'"),
     "a config of no type": ({"model_type": "aria", "text_config": {"model_type": ["x"]}}, "around a text model"),
+    "t5gemma": (
+        {"model_type": "t5gemma", "decoder": {"model_type": "t5_gemma_module"}, "is_encoder_decoder": True},
+        "is an encoder-decoder",
+    ),
+    "a hybrid without experts": ({"model_type": "granitemoehybrid", "num_local_experts": 0}, "'\\w+' is not supp"),
     "t5": ({"model_type": "t5"}, "is an encoder-decoder"),
     "an own encoder-decoder": ({"model_type": "mine", "is_encoder_decoder": True}, "is an encoder-decoder"),
     "bert": ({"model_type": "bert"}, "is no causal language model"),
     "clip": ({"model_type": "vit"}, "is no causal language model"),
     **{
-        name: ({"model_type": name}, f"'{name}' is not supported, expected one of gemma, ")
-        for name in ("phi3", "gemma3_text", "gpt2", "mamba", "ministral", "qwen3_next", "phi-msft", "qwen", "gemma4000")
+        name: ({"model_type": name}, f"'{name}' is not supported, expected one of gemma, ") for name in NAMES.split()
     },
 }  # fmt: skip
 
@@ -65,7 +80,8 @@ def test_another_architecture_is_told_what_it_is(config, message):
 
 
 @pytest.mark.parametrize(
-    "typo, meant", [("llamas", "llama"), ("LLaMA", "llama"), ("qwen-2", "qwen2"), ("mistrall", "mistral")]
+    "typo, meant",
+    [("llamas", "llama"), ("LLaMA", "llama"), ("qwen-2", "qwen2"), ("mistrall", "mistral"), ("OLMo-2", "olmo2")],
 )
 def test_a_typing_error_is_recognised(typo, meant):
     with pytest.raises(UserError, match=f"did you mean '{meant}'"):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from neuroal_jax.models.llama import FAMILY
 from neuroal_jax.numerics.selection import Quota
 from neuroal_jax.numerics.statistics import measure, norms
 from neuroal_jax.pruners import magnitude, multiflow, wanda
@@ -89,8 +88,3 @@ def test_statistics_do_not_depend_on_how_sequences_are_batched():
     parts = np.concatenate([squares(inputs[i : i + 2]) for i in (0, 2, 4)])
     np.testing.assert_array_equal(whole, parts)
     np.testing.assert_allclose(norms(whole), np.sqrt((inputs**2).sum((0, 1)) / 6), rtol=1e-6)
-
-
-def test_every_linear_names_an_input_of_its_block():
-    reads = {linear.reads for linear in FAMILY.linears}
-    assert {linear.feeds for linear in FAMILY.linears} <= reads

@@ -1,7 +1,8 @@
 """The plots of a sweep: means and spreads over seeds."""
 
+from neuroal_jax.report.page import sweep_report
 from neuroal_jax.report.sweep_plots import sweep_sections
-from tests.report.reports import ROWS, trace
+from tests.report.reports import ROWS, sweep_row, trace
 
 
 def test_a_sweep_shows_means_and_spreads_over_seeds():
@@ -19,3 +20,11 @@ def test_a_sweep_shows_means_and_spreads_over_seeds():
     assert (dot.x, dot.y) == ((20.0,), ("wanda + owl",))
     assert trace(at_one_sparsity, "dense").x == (7.5, 7.5)
     assert list(accuracy.figures) == ["n"]
+
+
+def test_steps_of_a_search_are_lines_of_their_own():
+    rows = [sweep_row(top_up="neuroal", step=step, pruned_token_ppl=9.5) for step in ("block", "both")]
+    (section,) = sweep_sections([*rows, *ROWS[:3]])
+    names = [line.name for line in section.figures["m"].data]
+    assert names[:3] == ["wanda + neuroal (block)", "wanda + neuroal (both)", "wanda + owl"]
+    assert "m wanda neuroal block 0.5: no" in sweep_report([{**rows[0], "error": "no"}, rows[1]])

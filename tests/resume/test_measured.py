@@ -30,13 +30,19 @@ PAIRS = {
     "sparsities": ({"allocation": "owl"}, {}, {"sparsity": 0.5}, ["dense-perplexity", "outliers"]),
     "pruners": ({"allocation": "owl"}, {}, {"pruner": "sparsegpt"}, ["dense-perplexity", "outliers"]),
     "seeds": ({"allocation": "alpha"}, {}, {"seed": 1, "pruner": "magnitude"}, ["dense-perplexity", "spectra"]),
+    "calibration": ({"allocation": "alpha"}, {}, {"nsamples": 4}, ["dense-perplexity", "spectra"]),
     "steps": (
         {"pruner": "magnitude", "row_lambdas": "0,0.1,0.2,0.3"},  # as many candidates run together in both
         {"step": "block"},
         {"step": "both"},
         ["dense-perplexity", "search"],
     ),
-    "refinements": ({"step": "row"}, {}, {"refine": "dsnot"}, ["dense-perplexity", "alignment", "search"]),
+    "refinements": (
+        {"pruner": "magnitude", "row_lambdas": "0,0.1,0.2,0.3", "step": "row"},
+        {},
+        {"refine": "dsnot"},
+        ["dense-perplexity", "alignment", "search"],
+    ),
     "methods": ({"pruner": "magnitude"}, {"allocation": "uniform"}, {"step": "block"}, ["dense-perplexity"]),
 }
 
@@ -63,11 +69,10 @@ PLAIN = {"allocation": "uniform", "pruner": "magnitude"}
 OTHERS = {
     "dtype": {**PLAIN, "dtype": "bfloat16"},
     "owl_m": {"allocation": "owl", "owl_m": 3, "eval": "none"},
-    "calibration": {"allocation": "owl", "nsamples": 3, "eval": "none"},
     "version": PLAIN,
     "weights": PLAIN,
     "config": PLAIN,
-    "tokens": PLAIN,
+    "tokens": {"allocation": "owl"},  # for calibration, too
 }
 
 
