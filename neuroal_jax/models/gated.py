@@ -42,7 +42,7 @@ class GatedConfig:
         softcap: Bound that the attention scores approach, or None.
         sliding_window: How many positions a token sees, itself included, or None; by block if `layer_windows`.
         unit_offset: Whether norms scale by `1 + weight`.
-        wide_norms: Whether norms are rounded after they scale, not before.
+        wide: Whether norms and rotations round only what they give, not what they multiply.
         embedding_scale: Factor of the embeddings.
         residual_multiplier: Factor of what attention and MLP add to the hidden states.
         logits_scaling: Divisor of the logits.
@@ -74,7 +74,7 @@ class GatedConfig:
     softcap: float | None = None
     sliding_window: int | None = None
     unit_offset: bool = False
-    wide_norms: bool = False
+    wide: bool = False
     embedding_scale: float = 1.0
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0
@@ -209,7 +209,7 @@ class Attention(nnx.Module):
         if config.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         which = self.rope[...] if config.layer_ropes else 0
-        q, k = (rotate(x, config.rope, *config.other_ropes, which=which) for x in (q, k))
+        q, k = (rotate(x, config.rope, *config.other_ropes, which=which, wide=config.wide) for x in (q, k))
         window = self.window[...] if config.layer_windows else config.sliding_window
         out = causal_attention(q, k, v, scale=config.scale, softcap=config.softcap, window=window)
         return out.reshape(*x.shape[:2], -1)
@@ -233,7 +233,7 @@ class MLP(nnx.Module):
 def norm(config: GatedConfig, size: int | None = None) -> layers.RMSNorm:
     """A norm of hidden states, or of vectors of another size."""
     size = size or config.hidden_size
-    return layers.RMSNorm(size, config.rms_norm_eps, unit_offset=config.unit_offset, wide=config.wide_norms)
+    return layers.RMSNorm(size, config.rms_norm_eps, unit_offset=config.unit_offset, wide=config.wide)
 
 
 class GatedBlock(nnx.Module):

@@ -12,7 +12,7 @@ from neuroal_jax.errors import UserError
 from neuroal_jax.models import hf_config, layers
 from neuroal_jax.models.attention import causal_attention
 from neuroal_jax.models.family import QKV, Family, LinearSpec, ParamRule, linear_rules
-from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rope_values, rotate_part, take_partial_rope
+from neuroal_jax.models.rope import ROPE_ATTRIBUTES, Rope, rope_values, rotate_part, take_partial_rope, take_renamed
 
 # With parallel residuals, `dense` feeds the next block alone. mlp_input, and so D - S of it, is the same in a dense and
 # in a pruned block then: its rows are not told apart, like those of all that feeds the next block.
@@ -96,8 +96,9 @@ def _usual_rotation(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: If one of them says something else than what is read.
     """
-    own = {usual: config[name] for usual, name in _OWN_NAMES.items() if config.get(name) is not None}
-    usual = {key: value for key, value in config.items() if key not in _OWN_NAMES} | own
+    own = {key: take_renamed(config, name, key, config.get("rope_parameters")) for key, name in _OWN_NAMES.items()}
+    usual = {key: value for key, value in config.items() if key not in _OWN_NAMES}
+    usual |= {key: value for key, value in own.items() if value is not None}
     read = {"partial_rotary_factor": _SHARE, **rope_values(usual)}
     for key, name in _OWN_NAMES.items():
         if config.get(key) is not None and config[key] != read[key]:

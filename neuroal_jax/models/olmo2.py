@@ -16,7 +16,7 @@ def parse_config(config: Mapping[str, Any]) -> gated.GatedConfig:
         parsed,
         qkv_bias=bias,
         o_bias=bias,
-        wide_norms=True,
+        wide=True,
         qk_norm="projection",
         norms=(None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
     )

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from neuroal_jax.errors import UserError
-from neuroal_jax.models.hf_config import take_bool, take_float, take_int
+from neuroal_jax.models.hf_config import take_bool, take_float, take_int, take_optional_float
 
 # Attributes of config.json that `rope_values` reads.
 ROPE_ATTRIBUTES = frozenset(
@@ -86,7 +86,7 @@ def rope_of_layer_type(
         scaled: Whether `rope_scaling` is the type's.
 
     Raises:
-        UserError: If `rope_parameters` is no object of objects.
+        UserError: If `rope_parameters` is no object of objects, or contradicts the attributes.
     """
     given = config.get("rope_parameters")
     if given is not None and not (
@@ -96,12 +96,32 @@ def rope_of_layer_type(
             f"config.json: rope_parameters is {str(given)[:80]}, expected an object with a rotation for each layer type"
         )
     own = (given or {}).get(layer_type) or {}
-    base = theta if config.get(theta_key) is None else config[theta_key]
-    if "rope_theta" in own and config.get(theta_key) is None:
-        base = own["rope_theta"]
+    base = take_renamed(config, theta_key, "rope_theta", own)
     flat = {key: value for key, value in config.items() if key not in _ROTATIONS and key != theta_key}
-    flat |= {"rope_theta": base, "rope_parameters": own}
+    flat |= {"rope_theta": own.get("rope_theta", theta) if base is None else base, "rope_parameters": own}
     return flat | ({"rope_scaling": config.get("rope_scaling")} if scaled else {})
+
+
+def take_renamed(config: Mapping[str, Any], name: str, usual: str, parameters: Any) -> float | None:
+    """A number of the rotation that stands outside of `rope_parameters` under a family's own name; None if absent.
+
+    Args:
+        config: config.json.
+        name: The family's name.
+        usual: The name in `rope_parameters`.
+        parameters: The `rope_parameters` that it belongs to, if there are any.
+
+    Raises:
+        UserError: Under that name, if it is no positive number or `parameters` say something else.
+    """
+    value = take_optional_float(config, name)
+    inside = parameters.get(usual) if isinstance(parameters, Mapping) else None
+    if None not in (value, inside) and value != inside:
+        raise UserError(
+            f"config.json: {name} is {config[name]!r}, but rope_parameters has {usual} {inside!r}, "
+            "which contradict each other: remove one"
+        )
+    return value
 
 
 def _one_place(config: Mapping[str, Any], key: str, outside: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,7 +258,8 @@ def _take_numbers(values: Mapping[str, Any], key: str, length: int) -> tuple[flo
         raise UserError(
             f"config.json: rope {key} {found}, expected a list of {length} numbers, for rope type 'longrope'"
         )
-    return tuple(_take_number({key: value}, key, "longrope") for value in given)
+    named = {f"{key}[{number}]": value for number, value in enumerate(given)}
+    return tuple(_take_number(named, name, "longrope") for name in named)
 
 
 def _take_number(values: Mapping[str, Any], key: str, kind: str, default: float | None = None) -> float:
@@ -287,19 +308,23 @@ def _ramp(head_dim: int, rope: Rope) -> Float[np.ndarray, "half"]:
     return np.clip((np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
 
 
-def rotate(x: Float[Array, "b t n h"], *ropes: Rope | None, which: Int[Array, ""] | int = 0) -> Float[Array, "b t n h"]:
+def rotate(
+    x: Float[Array, "b t n h"], *ropes: Rope | None, which: Int[Array, ""] | int = 0, wide: bool = False
+) -> Float[Array, "b t n h"]:
     """Rotates dimension i against i + h/2, Hugging Face's layout of rotary embeddings.
 
     Args:
         x: Queries or keys.
         ropes: The rotations that a model has; None is none at all.
         which: The number of the one to take, where blocks differ.
+        wide: Whether sines and cosines are fp32, as in OLMo 2, and not rounded to the dtype of `x`.
     """
     tables = [_cos_and_sin(x.shape[3], rope, x.shape[1]) for rope in ropes]
     # Constants of the program: XLA would compute a sine or cosine again for every sequence, head and use.
-    cos, sin = (jnp.asarray(np.stack(table), x.dtype)[which] for table in zip(*tables, strict=True))
+    dtype = jnp.float32 if wide else x.dtype
+    cos, sin = (jnp.asarray(np.stack(table), dtype)[which] for table in zip(*tables, strict=True))
     first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def rotate_part(x: Float[Array, "b t n h"], rope: Rope) -> Float[Array, "b t n h"]:

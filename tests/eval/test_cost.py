@@ -57,7 +57,7 @@ def test_the_estimate_counts_what_runs_share_once(llama, tokens):
     for name, found in saved.items():
         first = name.endswith("wanda-owl-0.5-seed0")
         shares_block = "-neuroal-0" in name
-        assert found == 0 if first else dense + outliers * ("owl" in name) + block * shares_block, name
+        assert found == (0 if first else dense + outliers * ("owl" in name) + block * shares_block), name
     left = [found.operations for found in cost.costs_of([*runs.values()][1:], [*runs.values()][:1], models)]
     assert left == together[1:]  # what is finished was measured
 

@@ -161,6 +161,18 @@ def test_half_precision_stays_close(make_llama):
     np.testing.assert_allclose(half, logits, atol=0.15)
 
 
+def test_olmo2_rounds_rotated_queries_not_the_rotation(make_llama, monkeypatch):
+    from neuroal_jax.models import gated
+    from neuroal_jax.models.rope import rotate
+
+    attention = load_model(str(make_llama(family="olmo2", dtype="bfloat16", **SMALL))).blocks[0].self_attn
+    monkeypatch.setattr(gated, "causal_attention", lambda q, k, v, **options: q)
+    x = jax.random.normal(jax.random.key(0), (1, 30, 32), jnp.bfloat16)
+    queries = attention.q_norm(attention.q_proj(x)).reshape(1, 30, 4, 8)
+    expected = rotate(queries.astype(jnp.float32), attention.config.rope).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(attention.mix(x), expected.reshape(1, 30, 32))
+
+
 def test_block_inputs_are_what_its_linears_multiply(llama):
     model = load_model(str(llama))
     block = model.blocks[0]
@@ -354,8 +366,9 @@ REFUSED = {
     "Gemma3 rotations twice": (
         "gemma3_text",
         {"rope_local_base_freq": 5.0},
-        "rope_theta is 5.0, but 10000.0 in rope_parameters",
+        "rope_local_base_freq is 5.0, but rope_parameters has rope_theta 10000.0",
     ),
+    "Gemma3 base of the local rotation": ("gemma3_text", {"rope_local_base_freq": 0}, "rope_local_base_freq is 0"),
     "Gemma3 in both directions": ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     "Phi rotation": (
         "phi",
@@ -379,7 +392,8 @@ REFUSED = {
         {"rope_theta": 5.0, "rope_parameters": None},
         "rope_theta is 5.0, but GPT-NeoX reads rotary_emb_base",
     ),
-    "GPT-NeoX rotation twice": ("gpt_neox", {"rotary_pct": 0.5}, "partial_rotary_factor is 0.5, but 0.25"),
+    "GPT-NeoX rotation twice": ("gpt_neox", {"rotary_pct": 0.5}, "rotary_pct is 0.5, but .* 0.25"),
+    "GPT-NeoX share": ("gpt_neox", {"rotary_pct": "all"}, "rotary_pct is 'all', expected a positive number"),
     "GPT-NeoX attribute": ("gpt_neox", {"is_causal": False}, "is_causal=False"),
     "Granite factor": ("granite", {"residual_multiplier": 0}, "residual_multiplier is 0, expected a positive number"),
     "Granite windows": ("granite", {"layer_types": ["sliding_attention"] * 3}, "no sliding windows"),

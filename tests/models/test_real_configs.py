@@ -216,7 +216,7 @@ REFUSED = {
     ),
     "longrope without factors": (QWEN | {"rope_scaling": {"type": "longrope"}}, "short_factor is missing, expected"),
     "longrope with a factor that is none": (
-        QWEN | {"rope_scaling": LONG | {"long_factor": [1, 2, 3, True]}}, "long_factor is True.* 'longrope'",
+        QWEN | {"rope_scaling": LONG | {"long_factor": [1, 2, 3, True]}}, r"long_factor\[3\] is True.* 'longrope'",
     ),
     "longrope of one position": (
         QWEN | {"rope_scaling": LONG | {"original_max_position_embeddings": 1}}, "max_position_embeddings is 1",
