@@ -4,13 +4,24 @@ The formula, with C candidates per batch out of K, N search sequences of T token
 
     device = 2 * block weights                             (this block and the next; 5 where the device is the host: the
                                                             one before, what the next is read from, and transposes)
-           + hidden states                                 (K * N * T * h, or all calibration and evaluation windows)
-           + C * (N * T * widest live activations + pruned block weights + selection of the widest linear)
-           + what the pruner says that it takes, per candidate (a Hessian and its factor for every input, say)
-           + what the refinement says that it takes, outside of the search
            + attention scores of a few sequences           (a constant bound)
+           + the most of
+             search:     hidden states                     (K * N * T * h)
+                       + C * (N * T * widest live activations + pruned block weights + selection of the widest linear)
+                       + what the pruner says that it takes, per candidate (a Hessian and its factor for every input)
+             pruning:    hidden states                     (of all calibration sequences)
+                       + activations of a batch, a pruned block, selection
+                       + what the pruner and the refinement say that they take
+             perplexity: hidden states                     (of one text's windows)
+                       + activations of a batch and a pruned block, or
+                         a slice of the head's table and its logits for one window
+             embedding:  hidden states, and the rows of the table that the tokens of any of these look up
     state  = 2 * hidden states + masks                     (on disk, for --resume; and the updated weights)
-    host   = Python, JAX and compiled programs (constants) + masks + device where that is the host's own memory
+    host   = Python and JAX (a constant)
+           + the most of
+             computing:  libraries for text and compiled programs (constants) + masks + device where that is the host's
+                         own memory
+             reading:    the tokenizer as it is loaded     (a multiple of its file)
 """
 
 import math
@@ -26,7 +37,7 @@ from neuroal_jax.machine.memory import available_memory
 from neuroal_jax.masks.budget import prunable_weights
 from neuroal_jax.models.attention import score_bytes
 from neuroal_jax.run.settle import SettledRun
-from neuroal_jax.walk.blocks import batch_size
+from neuroal_jax.walk.blocks import batch_size, evaluation_batch_size, vocabulary_slices
 from neuroal_jax.walk.method import Method
 from neuroal_jax.walk.search import candidates_together
 
@@ -47,7 +58,7 @@ class Workload:
         steps: Number of candidates of each search step; empty without a search.
         search_samples: Search sequences.
         samples: Calibration sequences.
-        windows: Evaluation windows; None where they are not known before the text is read.
+        windows: Evaluation windows of the longest text; None where they are not known before the text is read.
         seqlen: Tokens per sequence.
         batch: Sequences per compiled call outside of the search.
         dtype: Compute dtype.
@@ -99,7 +110,7 @@ def plan_run(settled: SettledRun, calibration: Windows | None, evaluations: Mapp
         steps=settled.stage_sizes,
         search_samples=min(config.search_samples, samples),
         samples=samples,
-        windows=max((len(windows.ids) for windows in evaluations.values()), default=0),
+        windows=max((len(windows.ids) for windows in evaluations.values()), default=None if config.evaluations else 0),
         seqlen=seqlen,
         batch=batch_size(seqlen, samples),
         dtype=config.dtype,
@@ -132,8 +143,9 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     search_peak = search_fixed + batch * per_candidate if batch else 0
 
     windows = max(work.samples, work.windows or 0)
-    walk_tokens = work.batch * work.seqlen
-    walk_peak = fixed + windows * work.seqlen * hidden + walk_tokens * live + block + selection + pruner + refinement
+    pruning = work.samples * work.seqlen * hidden + work.batch * work.seqlen * live
+    pruning += block + selection + pruner + refinement
+    walk_peak = fixed + max(pruning, *_vocabulary_bytes(checkpoint, work, hidden, live, block))
 
     mask_bytes = checkpoint.num_blocks * sum(out * -(-width // 8) for out, width in shapes.values())
     device = max(search_peak, walk_peak)
@@ -157,6 +169,20 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
         output_bytes=mask_bytes + (model_bytes if work.save_model else 0),
         state_bytes=2 * hidden * max(search_tokens, windows * work.seqlen) + mask_bytes + updated,
     )
+
+
+def _vocabulary_bytes(checkpoint: Checkpoint, work: Workload, hidden: int, live: int, block: int) -> tuple[int, int]:
+    """Of the stages that the vocabulary has a part in, perplexity and embedding, given a token's and a block's bytes."""
+    vocabulary, width = checkpoint.head_shape()
+    size, stored = np.dtype(checkpoint_dtype(work.dtype)).itemsize, _stored_size(checkpoint)
+    positions = work.seqlen * max(work.samples, work.windows or 0)
+    embedding = min(positions, vocabulary) * width * (2 * stored + size) + positions * hidden
+    if work.windows == 0:
+        return 0, embedding
+    tokens = work.seqlen * evaluation_batch_size(work.seqlen)
+    first, end = vocabulary_slices(vocabulary)[0]
+    head = (end - first) * (width * (2 * stored + size) + work.seqlen * (size + 4))
+    return work.seqlen * (work.windows or 0) * hidden + max(tokens * live + block, head), embedding
 
 
 def _stored_size(checkpoint: Checkpoint) -> int:

@@ -43,9 +43,14 @@ def vocabulary_slices(vocabulary: int) -> list[tuple[int, int]]:
     return [(first, min(first + _SLICE_TOKENS, vocabulary)) for first in range(0, vocabulary, _SLICE_TOKENS)]
 
 
+def evaluation_batch_size(seqlen: int) -> int:
+    """How many windows of `seqlen` tokens of a text go in one compiled call."""
+    return max(1, _EVALUATION_TOKENS // seqlen)
+
+
 def evaluation_batches(windows: np.ndarray) -> list[np.ndarray]:
     """Batches of windows `[n, tokens]`, of one size for all texts; the last one holds what is left over."""
-    size = max(1, _EVALUATION_TOKENS // windows.shape[1])
+    size = evaluation_batch_size(windows.shape[1])
     return [windows[first : first + size] for first in range(0, len(windows), size)]
 
 

@@ -220,11 +220,25 @@ def test_hashes_do_not_depend_on_the_files_and_change_with_a_bit(make_llama):
     assert changed["model"] != single.hashes()["model"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("piece", [1, 7 * 32, 96 * 32])
+def test_tensors_in_pieces_are_those_that_are_read_whole(make_llama, monkeypatch, dtype, piece):
+    checkpoint = open_checkpoint(str(make_llama(dtype=dtype)))
+    hashes, whole = checkpoint.hashes(), checkpoint.read("model.embed_tokens.weight")
+    monkeypatch.setattr("neuroal_jax.checkpoint.tensors._PIECE_READ", piece)
+    assert open_checkpoint(str(checkpoint.path)).hashes() == hashes
+    for tokens in ([0], [3, 8, 9, 95, 95], range(96)):
+        rows = checkpoint.read_part("stem", np.array(tokens))["embedding"]
+        np.testing.assert_array_equal(bits(rows), bits(whole[list(tokens)]))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_is_finite(dtype, value):
+@pytest.mark.parametrize("piece", [2, 9])
+def test_is_finite(monkeypatch, dtype, value, piece):
     import ml_dtypes
 
+    monkeypatch.setattr("neuroal_jax.checkpoint.tensors._PIECE", piece)
     array = np.full(9, 3e4).astype(getattr(ml_dtypes, dtype, dtype))
     assert is_finite(array)
     array[4] = value
