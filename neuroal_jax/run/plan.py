@@ -17,11 +17,8 @@ The formula, with C candidates per batch out of K, N search sequences of T token
                          a slice of the head's table and its logits for one window
              embedding:  hidden states, and the rows of the table that the tokens of any of these look up
     state  = 2 * hidden states + masks                     (on disk, for --resume; and the updated weights)
-    host   = Python and JAX (a constant)
-           + the most of
-             computing:  libraries for text and compiled programs (constants) + masks + device where that is the host's
-                         own memory
-             reading:    the tokenizer as it is loaded     (a multiple of its file)
+    host   = Python, JAX, libraries for text and compiled programs (constants) + masks + device where that is the host's
+             own memory
 """
 
 import math
@@ -172,7 +169,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
 
 
 def _vocabulary_bytes(checkpoint: Checkpoint, work: Workload, hidden: int, live: int, block: int) -> tuple[int, int]:
-    """Of the stages that the vocabulary has a part in, perplexity and embedding, given a token's and a block's bytes."""
+    """Of perplexity and embedding, in which the vocabulary has a part; `hidden` and `live` are bytes of a token."""
     vocabulary, width = checkpoint.head_shape()
     size, stored = np.dtype(checkpoint_dtype(work.dtype)).itemsize, _stored_size(checkpoint)
     positions = work.seqlen * max(work.samples, work.windows or 0)

@@ -362,7 +362,7 @@ def test_dry_run_reads_no_weights_and_writes_nothing(llama, tmp_path, monkeypatc
 
 
 def test_candidate_batch_bounds_the_plan(llama):
-    config = {"model": str(llama), "sparsity": 0.7, "dry_run": True, "seqlen": 16}
+    config = {"model": str(llama), "sparsity": 0.7, "dry_run": True, "seqlen": 16, "nsamples": 8, "eval": "none"}
     bounded = neuroal_jax.prune(neuroal_jax.PruneConfig(**config, candidate_batch=7)).plan
     free = neuroal_jax.prune(neuroal_jax.PruneConfig(**config)).plan
     assert bounded.candidate_batch == 7
