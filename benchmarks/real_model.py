@@ -26,6 +26,7 @@ from benchmarks import gemma
 from eval import sweep
 from eval.accuracy import ACCURACY, ZeroShot, accuracies
 from eval.grid import Run
+from eval.table import markdown_lines, search_seconds
 from eval.zero_shot import TASKS
 from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
@@ -113,7 +114,7 @@ def table(dense: Mapping[str, Any], pruned: Sequence[tuple[str, Mapping[str, Any
     """
     texts = dense["token_ppl"]["texts"]
     head = ["pruner", "method", "sparsity", *(Path(name).stem for name in texts), "search s", "pruning s", "peak MiB"]
-    lines = [head, ["---"] * len(head), ["dense", "", "0", *(f"{text['dense']:.2f}" for text in texts.values())]]
+    lines = [["dense", "", "0", *(f"{text['dense']:.2f}" for text in texts.values())]]
     for name, manifest in pruned:
         pruner, _, method = name.partition(" ")
         lines.append(
@@ -124,13 +125,7 @@ def table(dense: Mapping[str, Any], pruned: Sequence[tuple[str, Mapping[str, Any
                 f"{manifest['memory_bytes']['host_peak'] / 2**20:.0f}",
             ]
         )
-    return [_line(line + [""] * (len(head) - len(line))) for line in lines]
-
-
-def search_seconds(manifest: Mapping[str, Any]) -> float:
-    """What a run's search took, or would have taken had not another run done some of its walks before."""
-    reused = (walk["seconds"] for walk in manifest.get("reused", ()) if walk["walk"] != "dense-perplexity")
-    return manifest["seconds"].get("search", 0.0) + sum(reused)
+    return markdown_lines(head, lines)
 
 
 def conditions(manifests: Sequence[Mapping[str, Any]], machine: str) -> str:
@@ -166,13 +161,12 @@ def machine_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def task_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Lines of Markdown: accuracies with their standard errors, of each model's `tasks`, and their mean."""
     tasks = next(iter(found.values()))
-    lines = [["task", *found], ["---"] * (len(found) + 1)]
-    lines += [[task, *(_accuracy(*scores(model[task])) for model in found.values())] for task in tasks]
+    lines = [[task, *(_accuracy(*scores(model[task])) for model in found.values())] for task in tasks]
     means = []
     for model in found.values():
         values, errors = zip(*(scores(task) for task in model.values()), strict=True)
         means.append(_accuracy(float(np.mean(values)), float(np.sqrt(np.sum(np.square(errors)))) / len(errors)))
-    return [_line(line) for line in [*lines, ["mean", *means]]]
+    return markdown_lines(["task", *found], [*lines, ["mean", *means]])
 
 
 def scores(task: Mapping[str, Any]) -> tuple[float, float]:
@@ -183,10 +177,6 @@ def scores(task: Mapping[str, Any]) -> tuple[float, float]:
 
 def _accuracy(value: float, error: float) -> str:
     return f"{100 * value:.1f} ± {100 * error:.1f}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def bench(options: argparse.Namespace) -> None:

@@ -25,8 +25,6 @@ from neuroal_jax.data.windows import default_seqlen, reader_for
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine import NONE, REFINEMENTS
 
-from .grid import settled
-
 if TYPE_CHECKING:
     from neuroal_jax.checkpoint.opened import Checkpoint
 
@@ -171,7 +169,7 @@ def _stages(config: PruneConfig) -> dict[Key, int]:
     """The candidates of each stage of a run's search, by what tells it from other stages of its sweep."""
     if not config.searches or not hasattr(code := ALLOCATIONS.module(config.allocation), "stage_sizes"):
         return {}
-    options = settled(config).plain()
+    options = config.plain() | config.changed_by_pruner()
     sizes, rows_alone = code.stage_sizes(options, config.sparsity), options["step"] == "row"
     stages: dict[Key, int] = {(rows_alone, *sizes[: place + 1]): size for place, size in enumerate(sizes)}
     # The base of a row step walks once more, for what pruning it changes.

@@ -11,8 +11,6 @@ from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.command.config import OWN_OPTIONS, STEPS, PruneConfig
 from neuroal_jax.command.values import flag
 from neuroal_jax.errors import IllegalCombination, UserError
-from neuroal_jax.masks.patterns import PATTERNS
-from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine import NONE, REFINEMENTS
 
 _TOP_UPS = f"allocations ({', '.join(ALLOCATIONS)}, an allocation.json), {', '.join(REFINEMENTS)}, or owl+dsnot"
@@ -92,7 +90,7 @@ def _has_effect(name: str, options: Mapping[str, Any]) -> bool:
 
 def _place(config: PruneConfig, out: Path) -> Run:
     """A run with its directory, named by its options as they were understood; NeuroAL's step where it is not both."""
-    config = settled(config)
+    config = replace(config, **config.changed_by_pruner())
     step = config.step if config.searches else None
     model = Path(config.model).name
     if model in ("", ".", ".."):
@@ -102,13 +100,6 @@ def _place(config: PruneConfig, out: Path) -> Run:
     method = top_up.replace(os.sep, "_")[-100:] + (f"-{step}" if step not in (None, "both") else "")
     place = f"{config.pruner}-{method}-{config.sparsity!r}-seed{config.seed}"
     return Run(f"{model}/{place}", model, top_up, step, replace(config, out=str(out / model / place)))
-
-
-def settled(config: PruneConfig) -> PruneConfig:
-    """The options that the pruner makes of others, as a run settles them: SparseGPT's NeuroAL has no row step."""
-    if config.allocation not in ALLOCATIONS or not hasattr(code := ALLOCATIONS.module(config.allocation), "settle"):
-        return config
-    return replace(config, **code.settle(config.plain(), PATTERNS[PRUNERS[config.pruner].pattern].by_row))
 
 
 def split_top_up(text: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,18 @@ def describe(run: Run, manifest: Mapping[str, Any] | None, error: str = "") -> d
         "lambda_row": _rounded(manifest["lambda_row"]),
         "seqlen": round(number(token_ppl["seqlen"])),
         **_perplexities(token_ppl["texts"]),
-        "search_seconds": _rounded(number(seconds.get("search", 0.0)) + _reused_seconds(manifest), 1),
+        "search_seconds": _rounded(search_seconds(manifest), 1),
         "prune_seconds": _rounded(seconds["prune"], 1),
         "host_peak_mib": round(number(memory["host_peak"]) / 2**20),
         "device_peak_mib": _rounded(memory["device_peak"], 0, 2**20),
     }
 
 
-def _reused_seconds(manifest: Mapping[str, Any]) -> float:
-    """What the search would have taken beside, had other runs not measured a part of it before."""
+def search_seconds(manifest: Mapping[str, Any]) -> float:
+    """What a run's search took, or would have taken had other runs not measured a part of it before."""
     walks = manifest.get("reused", [])
-    return sum(number(walk["seconds"]) for walk in walks if walk["walk"] != "dense-perplexity")
+    reused = sum(number(walk["seconds"]) for walk in walks if walk["walk"] != "dense-perplexity")
+    return number(manifest["seconds"].get("search", 0.0)) + reused
 
 
 def _perplexities(texts: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
@@ -67,15 +68,17 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table without its empty columns."""
     columns = [column for column in columns_of(rows) if any(row.get(column) not in (None, "") for row in rows)]
 
-    def line(cells: Iterator[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
     def cell(value: Any) -> str:
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
         return "" if value is None else text.replace("|", "\\|")
 
-    lines = [line(iter(columns)), line("---" for _ in columns)]
-    return "\n".join(lines + [line(cell(row.get(column)) for column in columns) for row in rows])
+    return "\n".join(markdown_lines(columns, [[cell(row.get(column)) for column in columns] for row in rows]))
+
+
+def markdown_lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table's lines; short rows end in empty cells."""
+    filled = ([*row, *[""] * (len(head) - len(row))] for row in rows)
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *filled)]
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -64,7 +64,7 @@ class Checkpoint:
     config: Any
     source: TensorSource
     rules: tuple[ParamRule, ...]
-    _seen_finite: set[str] = field(default_factory=set)
+    _seen_finite: set[tuple[str, int | None, int | None]] = field(default_factory=set)
 
     @property
     def num_blocks(self) -> int:
@@ -116,12 +116,11 @@ class Checkpoint:
         Raises:
             UserError: If an element is NaN or infinite.
         """
-        array = self.source.read(name, rows)
-        if name not in self._seen_finite:
+        array, part = self.source.read(name, rows), (name, rows.start, rows.stop)
+        if not self._seen_finite & {part, (name, ALL.start, ALL.stop)}:
             if not is_finite(array):
                 raise UserError(f"tensor {name} of {self.path} holds NaN or infinity: the checkpoint is damaged")
-            if rows == ALL:
-                self._seen_finite.add(name)
+            self._seen_finite.add(part)
         return array
 
     def read_part(self, prefix: str, tokens: np.ndarray) -> dict[str, np.ndarray]:

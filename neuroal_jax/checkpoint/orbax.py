@@ -49,6 +49,7 @@ class OrbaxSource:
         self._check_files(_SMALL_BYTES)
         self._checking = threading.Lock()  # tensors are read from two threads
         self._checkpointer = ocp.PyTreeCheckpointer()
+        self._begun: tuple[str, np.ndarray] | None = None  # a tensor that is read in parts, before its last rows
         try:
             tree = self._checkpointer.metadata(self._path).item_metadata.tree
         except Exception as error:  # Orbax raises many kinds, none of them documented.
@@ -66,7 +67,17 @@ class OrbaxSource:
             self._places[hf] = (path, transpose)
 
     def read(self, name: str, rows: slice = ALL) -> np.ndarray:
-        """One tensor, or some rows of it, in Hugging Face's orientation."""
+        """One tensor, or some rows of it, in Hugging Face's orientation.
+
+        Orbax restores whole tensors: one that is read in parts stays until its last rows, or another one, are read.
+        """
+        begun = self._begun
+        array = begun[1] if begun is not None and begun[0] == name else self._restore(name)
+        ended = rows.indices(len(array))[1] == len(array)
+        self._begun = None if ended else (name, array)
+        return np.ascontiguousarray(array[rows])
+
+    def _restore(self, name: str) -> np.ndarray:
         import orbax.checkpoint as ocp
 
         with self._checking:
@@ -78,10 +89,12 @@ class OrbaxSource:
             ((_, array),) = _flatten(self._checkpointer.restore(self._path, args=args))
         except Exception as error:  # Orbax raises many kinds, none of them documented.
             raise UserError(f"{self._path}: {path} cannot be read ({error}): convert the model again") from error
-        return np.ascontiguousarray(array.T[rows]) if transpose else array[rows]
+        restored: np.ndarray = array.T if transpose else array
+        return restored
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Gives tensors other names from now on, from the present ones; files stay as they are."""
+        self._begun = None
         for old, new in names.items():
             self.infos[new], self._places[new] = self.infos.pop(old), self._places.pop(old)
 

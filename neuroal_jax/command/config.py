@@ -219,10 +219,7 @@ class PruneConfig(OptionsOfMethods):
                 f"--refine {self.refine} does not go with --pruner {self.pruner}: the kept weights already make up for "
                 "the pruned ones, so one that is grown back would count twice; use --refine none or another pruner"
             )
-        if self.allocation in ALLOCATIONS and not PATTERNS[pruner.pattern].by_row:
-            code = ALLOCATIONS.module(self.allocation)
-            if hasattr(code, "settle"):
-                code.settle(self.plain(), by_row=False)
+        self.changed_by_pruner()  # or says why it cannot be
 
     @property
     def model_directory(self) -> str | None:
@@ -240,6 +237,18 @@ class PruneConfig(OptionsOfMethods):
     def searches(self) -> bool:
         """Whether candidates are scored."""
         return self.allocation in ALLOCATIONS and ALLOCATIONS[self.allocation].searches
+
+    def changed_by_pruner(self) -> dict[str, Any]:
+        """Options of the search that the pruner makes others of, by name: NeuroAL has no row step under SparseGPT.
+
+        Raises:
+            IllegalCombination: If nothing would be left of what was asked for.
+        """
+        if self.allocation not in ALLOCATIONS or PATTERNS[PRUNERS[self.pruner].pattern].by_row:
+            return {}
+        code = ALLOCATIONS.module(self.allocation)
+        changes: dict[str, Any] = code.settle(self.plain(), by_row=False) if hasattr(code, "settle") else {}
+        return changes
 
     def plain(self) -> dict[str, Any]:
         """All options by name, as JSON and YAML have them."""

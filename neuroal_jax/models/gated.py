@@ -5,7 +5,7 @@ A family file sets the config's switches; where its block differs it writes its 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -237,12 +237,19 @@ def norm(config: GatedConfig, size: int | None = None) -> layers.RMSNorm:
 
 
 class GatedBlock(nnx.Module):
-    """One decoder block."""
+    """One decoder block.
+
+    Attributes:
+        attention_class: What it builds its attention of; `mlp_class` likewise. Families with other linears have theirs.
+    """
+
+    attention_class: ClassVar[type[Attention]] = Attention
+    mlp_class: ClassVar[type[MLP]] = MLP
 
     def __init__(self, config: GatedConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.self_attn = Attention(config, rngs=rngs)
-        self.mlp = MLP(config, rngs=rngs)
+        self.self_attn = self.attention_class(config, rngs=rngs)
+        self.mlp = self.mlp_class(config, rngs=rngs)
         for name in filter(None, config.norms):
             setattr(self, name, norm(config))
 

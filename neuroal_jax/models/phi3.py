@@ -89,10 +89,8 @@ class MLP(gated.MLP):
 class Phi3Block(gated.GatedBlock):
     """One decoder block."""
 
-    def __init__(self, config: gated.GatedConfig, *, rngs: nnx.Rngs) -> None:
-        super().__init__(config, rngs=rngs)
-        self.self_attn = Attention(config, rngs=rngs)
-        self.mlp = MLP(config, rngs=rngs)
+    attention_class = Attention
+    mlp_class = MLP
 
 
 def rules(config: gated.GatedConfig) -> tuple[ParamRule, ...]:

@@ -23,19 +23,15 @@ def refusal(config: Mapping[str, Any], families: Collection[str]) -> str:
     """The message for a config whose `model_type` is none of `families`."""
     model_type = config["model_type"]
     expected = f"expected one of {', '.join(families)}"
-    if config.get("is_encoder_decoder") is True:
-        return f"model_type '{model_type}' is an encoder-decoder, not supported: {expected}"
     where, inner = _inner(config)
     kind = _kind(model_type)
-    if (
-        where
-        or kind == "multimodal"
-        or any(_SENSES.fullmatch(str(key)) and value is not None for key, value in config.items())
-    ):
+    senses = any(_SENSES.fullmatch(str(key)) and value is not None for key, value in config.items())
+    around = where or kind == "multimodal" or senses
+    if config.get("is_encoder_decoder") is True or (kind == "encoder-decoder" and not around):
+        return f"model_type '{model_type}' is an encoder-decoder, not supported: {expected}"
+    if around:
         advice = _advice(model_type, where, inner, families)
         return f"model_type '{model_type}' is a model around a text model, not supported{advice}"
-    if kind == "encoder-decoder":
-        return f"model_type '{model_type}' is an encoder-decoder, not supported: {expected}"
     if kind == "other":
         return f"model_type '{model_type}' is no causal language model, not supported: {expected}"
     hint = "" if kind else _hint(model_type, families)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from neuroal_jax.resume.store import Output, read_tree, save_tree
+from neuroal_jax.resume.store import Output, bytes_of, read_tree, save_tree
 
 log = logging.getLogger("neuroal_jax")
 
@@ -80,9 +80,8 @@ class Measured:
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of named arrays: names, dtypes, shapes and all bytes."""
+    """SHA-256 of named arrays."""
     found = hashlib.sha256()
-    for name, array in arrays.items():
-        found.update(f"{name}\0{array.dtype.str}{array.shape}\0".encode())
-        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    for part in bytes_of(arrays):
+        found.update(part)
     return found.hexdigest()

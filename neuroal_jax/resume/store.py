@@ -4,7 +4,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,10 +97,16 @@ def read_tree(path: Path) -> tuple[Output, dict[str, Any]]:
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
-    """CRC-32 of named arrays: names, dtypes, shapes and all bytes."""
+    """CRC-32 of named arrays."""
     value = 0
+    for part in bytes_of(arrays):
+        value = zlib.crc32(part, value)
+    return value
+
+
+def bytes_of(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
+    """All that tells named arrays apart: names, dtypes, shapes and contents."""
     for name in sorted(arrays):
         array = arrays[name]
-        value = zlib.crc32(f"{name}{array.dtype}{array.shape}".encode(), value)
-        value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
-    return value
+        yield f"{name}{array.dtype}{array.shape}".encode()
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

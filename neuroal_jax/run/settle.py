@@ -57,7 +57,7 @@ def settle(asked: PruneConfig) -> SettledRun:
     stage_sizes: list[int] = []
     if given is None:
         code = ALLOCATIONS.module(config.allocation)
-        changes = code.settle(config.plain(), by_row) if hasattr(code, "settle") else {}
+        changes = config.changed_by_pruner()
         if changes:
             config = replace(config, **changes)
             settled = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())

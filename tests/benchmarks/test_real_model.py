@@ -1,12 +1,9 @@
 """The benchmark on a pretrained model: its packages, its files, its table. No network, no pretrained model."""
 
 import hashlib
-import io
 import json
 import re
 import tomllib
-from contextlib import redirect_stderr, redirect_stdout
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import pytest
 from benchmarks import gemma, real_model
 from eval import sweep
 from neuroal_jax import UserError
+from tests.eval.test_sweep import in_this_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,15 +144,6 @@ def test_the_machine_is_named_by_its_processor(tmp_path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A Processor @ 2 GHz\nmodel name\t: another\n")
     assert re.fullmatch(r"A Processor @ 2 GHz, \d+ cores", real_model.machine_name(tmp_path / "cpuinfo"))
     assert re.fullmatch(r".+, \d+ cores", real_model.machine_name(tmp_path / "nothing"))
-
-
-def in_this_process(module, log):
-    name, *given = module
-    output = io.StringIO()
-    with redirect_stdout(output), redirect_stderr(output):
-        code = import_module(name).main(given)
-    log.write_text(output.getvalue())
-    return output.getvalue() if code else ""
 
 
 @pytest.mark.slow

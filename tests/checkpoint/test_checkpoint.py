@@ -549,6 +549,32 @@ def test_orbax_holds_the_same_bits(make_llama, tmp_path, dtype):
         np.testing.assert_array_equal(bits(found.read(name)), bits(source.read(name)))
 
 
+def test_orbax_restores_a_tensor_once_that_is_read_in_parts(llama, tmp_path, monkeypatch):
+    from convert.hf_to_flax import convert
+
+    convert(str(llama), tmp_path / "flax")
+    found, expected = (open_checkpoint(str(path)) for path in (tmp_path / "flax", llama))
+    restored, restore = [], found.source._restore
+    monkeypatch.setattr(found.source, "_restore", lambda name: restored.append(name) or restore(name))
+    for name in ("model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"):
+        restored.clear()
+        for rows in (slice(0, 9), slice(9, 20), slice(20, None)):
+            np.testing.assert_array_equal(found.read(name, rows), expected.read(name, rows))
+        assert restored == [name]
+    assert found.source._begun is None
+    found.read(name, slice(0, 9))
+    np.testing.assert_array_equal(found.read("lm_head.weight"), expected.read("lm_head.weight"))
+    assert found.source._begun is None
+
+
+def test_a_part_of_a_tensor_is_checked_once(llama, monkeypatch):
+    checkpoint, checked = open_checkpoint(str(llama)), []
+    monkeypatch.setattr("neuroal_jax.checkpoint.opened.is_finite", lambda array: checked.append(len(array)) or True)
+    for rows in (slice(0, 9), slice(9, 20), slice(0, 9), slice(9, 20), slice(None), slice(3, 5), slice(None)):
+        checkpoint.read("lm_head.weight", rows)
+    assert checked == [9, 11, 96]
+
+
 def test_a_damaged_array_of_orbax_is_refused(llama, tmp_path):
     from convert.hf_to_flax import convert
 
