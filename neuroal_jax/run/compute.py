@@ -10,6 +10,7 @@ from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.allocation.allocation import Allocation
 from neuroal_jax.allocation.problem import Decision, Problem
 from neuroal_jax.data.windows import Windows
+from neuroal_jax.machine.memory import return_freed
 from neuroal_jax.machine.programs import Trace, watched_traces
 from neuroal_jax.resume.state import State
 from neuroal_jax.run import console
@@ -77,6 +78,7 @@ def compute(
                 title = f"{model} perplexity"
                 with clock(f"perplexity_{model}"), progress(title, work(checkpoint), "weight") as advance:
                     token_ppl[name][model] = perplexity(blocks, windows.ids, results, advance)
+                return_freed()  # what comes next has arrays of other sizes
                 console.print_perplexity(model, token_ppl[name][model], windows)
 
         evaluate("dense", None)
