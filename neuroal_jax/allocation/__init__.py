@@ -39,6 +39,11 @@ ALLOCATIONS = Registry(
                 Option("owl_lambda", 0.08, "OWL: half the span of the densities", high=0.5),
             ),
         ),
+        "dlp": AllocationEntry(
+            help="DLP",
+            needs=("squares",),
+            options=(Option("dlp_lambda", 0.1, "DLP: half the span of the densities", high=0.5),),
+        ),
         "alpha": AllocationEntry(
             help="AlphaPruning",
             options=(Option("alpha_epsilon", 0.3, "AlphaPruning: half the span of the ratios", high=1),),
