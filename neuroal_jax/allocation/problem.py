@@ -12,6 +12,7 @@ from neuroal_jax.models.family import Family, Shapes
 from neuroal_jax.numerics.statistics import Statistics
 
 Differences = list[dict[str, np.ndarray]]  # per block: D - S of every input, fp32 [in]
+Norms = list[dict[str, np.ndarray]]  # per block: the norms D of every input in the dense block, fp32 [in]
 Measurement = Callable[[Mapping[str, Array], Mapping[str, Statistics]], Any]  # of a block's W[out, in] and its inputs
 
 
@@ -38,6 +39,9 @@ class Model(Protocol):
 
     def align(self, candidate: Allocation) -> tuple[np.ndarray, Differences]:
         """One candidate's objective `[block, linear]`, and the `D - S` of every input in every block."""
+
+    def dense_norms(self, candidate: Allocation) -> Norms:
+        """The norms of every input in every dense block, behind blocks that are pruned as a candidate says."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,23 @@ class Problem:
 class Candidate:
     """One candidate of a stage of a search: its parameters by name (None: it has none of its own), and its score."""
 
-    parameters: Mapping[str, float | None]
+    parameters: Mapping[str, float | str | None]
     score: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much a stage's winner scores better than the best before it.
+
+    Attributes:
+        mean: Difference of the scores; negative where the winner is worse.
+        error: Standard error of the mean of the differences by sequence; None where the score is no mean of such.
+        kept: Whether the winner took the other's place.
+    """
+
+    mean: float
+    error: float | None
+    kept: bool
 
 
 @dataclass(frozen=True)
@@ -88,13 +107,15 @@ class Decision:
     Attributes:
         allocation: The winner.
         stages: Every candidate of every stage, in order.
-        chosen: The winner's parameters of each stage that was searched.
+        chosen: The winner's parameters of each stage that was searched and gave one that was kept.
         objective: Per block, what each linear adds to the winner's score; None without a search.
         measured: What was measured of every block, by name; None where there is no number.
+        gains: Of the stages whose winner had to be better than the best before it.
     """
 
     allocation: Allocation
     stages: Mapping[str, list[Candidate]] = field(default_factory=dict)
-    chosen: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    chosen: Mapping[str, Mapping[str, float | str | None]] = field(default_factory=dict)
     objective: list[dict[str, float]] | None = None
     measured: Mapping[str, list[float | None]] = field(default_factory=dict)
+    gains: Mapping[str, Gain] = field(default_factory=dict)
