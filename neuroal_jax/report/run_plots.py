@@ -210,7 +210,7 @@ def _alignment(manifest: Manifest) -> Section:
     section = ("alignment", "Alignment per linear")
     blocks: PerLinear | None = manifest.get("alignment")
     if not blocks:
-        return Section(*section, "Not measured: only a search compares activations.", {})
+        return Section(*section, "Not measured: only a search compares activations (with --objective alignment).", {})
     linears = list(dict.fromkeys(linear for block in blocks for linear in block))
     traces = []
     for index, linear in enumerate(linears):
