@@ -172,8 +172,8 @@ def _stages(config: PruneConfig) -> dict[Key, int]:
     options = config.plain() | config.changed_by_pruner()
     sizes, rows_alone = code.stage_sizes(options, config.sparsity), options["step"] == "row"
     stages: dict[Key, int] = {(rows_alone, *sizes[: place + 1]): size for place, size in enumerate(sizes)}
-    # The base of a row step walks once more, for what pruning it changes.
-    return stages if options["step"] == "block" else {**stages, (rows_alone, *sizes, "base"): 1}
+    alone = code.lone_walks(options)
+    return {**stages, (rows_alone, *sizes, "base"): alone} if alone else stages
 
 
 def of_tasks(sizes: Sizes, tasks: Sequence[str], limit: int | None) -> float:

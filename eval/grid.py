@@ -65,8 +65,8 @@ def plan(values: Mapping[str, Any], out: Path) -> tuple[list[Run], list[tuple[st
         try:
             config = PruneConfig(**options, out=str(out))
         except IllegalCombination as error:
-            searches = allocation in ALLOCATIONS and ALLOCATIONS[allocation].searches
-            shown = [axis for axis in AXES if axis != "seeds" and (axis != "steps" or searches)]
+            steps = allocation in ALLOCATIONS and ALLOCATIONS[allocation].steps
+            shown = [axis for axis in AXES if axis != "seeds" and (axis != "steps" or steps)]
             combination = " ".join(str(point[axis]) for axis in shown)
             left_out.append((combination, str(error)))
             continue
@@ -91,7 +91,7 @@ def _has_effect(name: str, options: Mapping[str, Any]) -> bool:
 def _place(config: PruneConfig, out: Path) -> Run:
     """A run with its directory, named by its options as they were understood; NeuroAL's step where it is not both."""
     config = replace(config, **config.changed_by_pruner())
-    step = config.step if config.searches else None
+    step = config.step if config.searches and ALLOCATIONS[config.allocation].steps else None
     model = Path(config.model).name
     if model in ("", ".", ".."):
         model = Path(config.model).resolve().name or "root"

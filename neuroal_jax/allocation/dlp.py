@@ -42,9 +42,7 @@ def block_median(linears: Mapping[str, Array], statistics: Mapping[str, Statisti
 
 
 @program()
-def median_score(
-    weights: Sequence[Float[Array, "_ _"]], squares: Sequence[Float[Array, "_ _"]]
-) -> Float[Array, ""]:
+def median_score(weights: Sequence[Float[Array, "_ _"]], squares: Sequence[Float[Array, "_ _"]]) -> Float[Array, ""]:
     """The median Wanda score of all linears together; of an even number, the lower one of the two in the middle.
 
     Found bit by bit on the scores' binary form, which is in their order since none is negative: 32 passes, no sorting.

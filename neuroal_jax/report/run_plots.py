@@ -23,6 +23,7 @@ from neuroal_jax.report.figures import (
     block_axis,
     figure,
     heatmap,
+    label,
     level,
     line,
     number,
@@ -163,8 +164,10 @@ def _row_quantiles(rows_of_blocks: Sequence[Any], scale: Mapping[str, Any]) -> g
 
 
 def _scores(manifest: Manifest) -> list[Section]:
-    """A section for every step whose candidates were recorded."""
+    """A section for every step whose candidates were recorded, or one for all where each goes on from the last."""
     winners = recorded_winners(manifest)
+    if manifest.get("gains"):
+        return [_course(recorded_candidates(manifest), winners, manifest["gains"])]
     sections = [
         _step_scores((f"scores-{index}", f"Candidates of the {step} step"), candidates, winners.get(step))
         for index, (step, candidates) in enumerate(recorded_candidates(manifest).items())
@@ -172,6 +175,43 @@ def _scores(manifest: Manifest) -> list[Section]:
     ]
     nothing = Section("scores-0", "Candidates", "Not searched: this run's allocation had no candidates.", {})
     return sections or [nothing]
+
+
+def _course(
+    stages: Mapping[str, Sequence[Mapping[str, Any]]],
+    winners: Mapping[str, Mapping[str, Any]],
+    gains: Mapping[str, Mapping[str, Any]],
+) -> Section:
+    """All candidates in the order in which they were tried, and the winners that were kept."""
+    traces, stars, first = [], [], 0
+    for index, (stage, candidates) in enumerate(stages.items()):
+        places, color = list(range(first, first + len(candidates))), COLORS[index % len(COLORS)]
+        scores = [each["score"] for each in candidates]
+        trace = points(stage, places, scores, color, SYMBOLS[index % len(SYMBOLS)], 9)
+        trace.text = [label(_described(each)) for each in candidates]
+        trace.hovertemplate = "%{text}: %{y}<extra></extra>"
+        traces.append(trace)
+        if stage in winners:
+            stars.append(min(zip(places, scores, strict=True), key=lambda pair: pair[1]))
+        first += len(candidates)
+    traces.append(points("winners", [x for x, _ in stars], [y for _, y in stars], RED, "star", 17))
+    found = "; ".join(f"{stage}: {_gained(gain)}" for stage, gain in gains.items())
+    sentence = (
+        "Score of every candidate in the order in which the stages of the search tried them, and the winner of each "
+        f"stage that was kept; lower is better. Each winner against the best before it: {found}."
+    )
+    plot = figure(traces, "candidate", "score", yaxis={"type": "log"})
+    return Section("course", "Course of the search", sentence, {"": plot})
+
+
+def _described(candidate: Mapping[str, Any]) -> str:
+    named = {name: value for name, value in candidate.items() if name != "score"}
+    return ", ".join(f"{name} {number(x) if _is_number(x) else x}" for name, x in named.items())
+
+
+def _gained(gain: Mapping[str, Any]) -> str:
+    error = "" if gain["error"] is None else f" ± {gain['error']:.2g}"
+    return f"{'kept' if gain['kept'] else 'refused'}, better by {gain['mean']:.3g}{error}"
 
 
 def _step_scores(
@@ -210,7 +250,7 @@ def _alignment(manifest: Manifest) -> Section:
     section = ("alignment", "Alignment per linear")
     blocks: PerLinear | None = manifest.get("alignment")
     if not blocks:
-        return Section(*section, "Not measured: only a search compares activations.", {})
+        return Section(*section, "Not measured: only a search compares activations (with --objective alignment).", {})
     linears = list(dict.fromkeys(linear for block in blocks for linear in block))
     traces = []
     for index, linear in enumerate(linears):
@@ -230,6 +270,7 @@ def _alignment(manifest: Manifest) -> Section:
 
 _MEASURED = {
     "outliers": ("Outliers per block", "percent", "Share of scores far above the mean, from which OWL allocates."),
+    "medians": ("Median scores per block", "median", "Median of each block's Wanda scores, from which DLP allocates."),
     "alphas": ("Heavy tails per block", "alpha", "Exponent of the tail of each block's spectra (AlphaPruning)."),
 }
 

@@ -1,5 +1,6 @@
 """manifest.json: everything needed to know, compare and repeat a run."""
 
+import dataclasses
 import importlib.metadata
 import platform
 import resource
@@ -71,6 +72,7 @@ def describe_search(decision: Decision) -> dict[str, Any]:
         },
         "chosen": {stage: dict(parameters) for stage, parameters in decision.chosen.items()},
         "alignment": decision.objective,
+        "gains": {stage: dataclasses.asdict(gain) for stage, gain in decision.gains.items()},
         "measured": dict(decision.measured),
     }
 

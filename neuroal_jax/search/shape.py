@@ -112,8 +112,10 @@ def profiles(problem: Problem) -> tuple[dict[str, Allocation], Measured]:
 def fitted(allocation: Allocation, problem: Problem) -> Allocation:
     """An allocation as one of this search, within [0.01, 0.99] and with the mean that was asked for."""
     blocks = tuple(
-        {name: np.clip(s, LOWEST, HIGHEST) if isinstance(s, np.ndarray) else min(max(s, LOWEST), HIGHEST)
-         for name, s in block.items()}
+        {
+            name: np.clip(s, LOWEST, HIGHEST) if isinstance(s, np.ndarray) else min(max(s, LOWEST), HIGHEST)
+            for name, s in block.items()
+        }
         for block in allocation.blocks
     )
     return shifted(Allocation("shape", blocks), problem.shapes, problem.sparsity)
@@ -140,13 +142,15 @@ def _moved(
 ) -> tuple[Parameters, Allocation]:
     """The base moved by `eta` times all steps."""
     distances = {name: eta * step for name, step in steps.items()}
-    change = sum((distances[name] * values for name, values in around.items()), np.zeros_like(next(iter(around.values()))))
+    change = sum(
+        (distances[name] * values for name, values in around.items()), np.zeros_like(next(iter(around.values())))
+    )
     return {"eta": eta, **distances}, moved(base.allocation, change, problem)
 
 
 def moved(base: Allocation, change: np.ndarray, problem: Problem) -> Allocation:
     """An allocation of linears with `change` `[block, linear]` added, within bounds and budget."""
-    blocks = [
+    blocks: list[dict[str, Sparsity]] = [
         {name: float(block[name]) + float(x) for name, x in zip(problem.linears, of_block, strict=True)}
         for block, of_block in zip(base.blocks, change, strict=True)
     ]
@@ -175,7 +179,11 @@ def rows(base: Allocation, strength: float, norms: Norms, problem: Problem) -> A
     blocks: list[dict[str, Sparsity]] = [
         {
             linear.name: over_rows(
-                linear, sparsities[linear.name], strength, [signal(b, part) for part in linear.parts], problem.config
+                linear,
+                float(np.mean(sparsities[linear.name])),
+                strength,
+                [signal(b, part) for part in linear.parts],
+                problem.config,
             )
             for linear in problem.family.linears
         }

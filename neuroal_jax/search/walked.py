@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from neuroal_jax.allocation.allocation import Allocation
-from neuroal_jax.allocation.problem import Differences, Measurement
+from neuroal_jax.allocation.problem import Differences, Measurement, Norms, Scores
 from neuroal_jax.masks.budget import Budget
 from neuroal_jax.search.objective import OBJECTIVES
 from neuroal_jax.walk import measure, search
@@ -50,19 +50,26 @@ class WalkedModel:
         with self.progress(label, self.budget.num_blocks, "block") as advance:
             return measure.measure(self.blocks, label, self.calibration, needs, of_block, advance, settings)
 
-    def score(self, stage: str, candidates: Sequence[Allocation]) -> np.ndarray:
+    def score(self, stage: str, candidates: Sequence[Allocation]) -> Scores:
         """See `allocation.problem.Model`."""
         counts = [self.budget.counts(candidate) for candidate in candidates]
         with self.progress(stage, self.budget.num_blocks * len(counts), "candidate-block") as advance:
-            return search.score(
+            found = search.score(
                 self.blocks, self.method, self._score, self.search_set, counts, self.candidate_batch, advance
             )
+        return Scores(of_linears=found)
 
-    def align(self, candidate: Allocation) -> tuple[np.ndarray, Differences]:
+    def align(self, candidate: Allocation) -> tuple[Scores | None, Differences]:
         """See `allocation.problem.Model`."""
         with self.progress("alignment", self.budget.num_blocks, "block") as advance:
             counts = self.budget.counts(candidate)
-            return search.align(self.blocks, self.method, self._score, self.search_set, counts, advance)
+            found, differences = search.align(self.blocks, self.method, self._score, self.search_set, counts, advance)
+        return Scores(of_linears=found[None]), differences
+
+    def dense_norms(self, candidate: Allocation) -> Norms:
+        """See `allocation.problem.Model`."""
+        with self.progress("norms", self.budget.num_blocks, "block") as advance:
+            return search.dense_norms(self.blocks, self.method, self.search_set, self.budget.counts(candidate), advance)
 
     @property
     def _score(self) -> Objective:

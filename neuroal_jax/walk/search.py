@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from neuroal_jax.allocation.problem import Differences
+from neuroal_jax.allocation.problem import Differences, Norms
 from neuroal_jax.data.tokens import token_hash
 from neuroal_jax.numerics.selection import Counts
+from neuroal_jax.numerics.statistics import norms
 from neuroal_jax.resume.measured import digest
 from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Advance, Blocks, ignore, repeated
@@ -106,12 +107,37 @@ def align(
     return np.stack(scores), differences
 
 
+def dense_norms(
+    blocks: Blocks, method: Method, windows: np.ndarray, counts: Counts, advance: Advance = ignore
+) -> Norms:
+    """Per block, the norms of every input in the dense block behind one candidate's pruned blocks (fp32)."""
+    spec, method, needs = blocks.spec, method.unrefined, dense_needs(method)
+    one_candidate = jax.tree.map(lambda leaf: np.asarray(leaf)[None], counts)
+    steps = blocks.begin("norms", advance, _about(method, None, windows, [counts]))
+    hidden = steps.hidden(lambda: blocks.embed([windows]))
+    found = [output["norms"] for output in steps.outputs]
+    for block, weights in blocks.read(steps.first):
+        statistics = programs.dense_run(spec, needs, weights, hidden[0])
+        found.append({name: np.asarray(norms(of_input["squares"])) for name, of_input in statistics.items()})
+        blocks.check_finite(block, np.array([found[-1][linear.reads].sum() for linear in spec.linears]))
+        if block < blocks.last:
+            pruned = programs.prune_candidates(spec, method, weights, repeated(statistics, 1), one_candidate[block])
+            blocks.check_damping(block, pruned.damping)
+            kept = {name: weight[0] for name, weight in pruned.kept.items()}
+            hidden = [programs.run(spec, programs.Weights(kept, weights.rest), hidden[0])]
+        steps.record(block, hidden, {"norms": found[-1]})
+        advance(1)
+    return found
+
+
 def _squares(statistics: programs.StatisticsOfInputs) -> programs.StatisticsOfInputs:
     """Of all statistics, what candidates are compared by."""
     return {name: {"squares": of_input["squares"]} for name, of_input in statistics.items()}
 
 
-def _about(method: Method, objective: Objective, windows: np.ndarray, candidates: Sequence[Counts]) -> dict[str, Any]:
+def _about(
+    method: Method, objective: Objective | None, windows: np.ndarray, candidates: Sequence[Counts]
+) -> dict[str, Any]:
     """What scores depend on beside the model; where its weights are zero, which quotas may tell too, is its own."""
     quotas = {
         f"{number}/{block}/{linear}/{'zeros' if quota.zeros is None else 'zeros first'}": quota
@@ -127,7 +153,7 @@ def _about(method: Method, objective: Objective, windows: np.ndarray, candidates
     return {
         "tokens": token_hash(windows),
         "method": repr(method),
-        "objective": f"{objective.__module__}.{objective.__qualname__}",
+        **({} if objective is None else {"objective": f"{objective.__module__}.{objective.__qualname__}"}),
         "counts": digest(arrays),
     }
 
