@@ -103,5 +103,4 @@ def quadratic_step(minus: float, centre: float, plus: float, width: float, limit
     slope = (behind - before) / (2 * width)
     curvature = (behind + before - 2 * here) / width**2
     step = -slope / curvature if curvature > 0 else -math.copysign(limit, slope) if slope else 0.0
-    tenth = limit / 10
-    return round(min(max(step, -limit), limit) / tenth) * tenth if limit else 0.0
+    return limit * round(10 * min(max(step / limit, -1), 1)) / 10 if limit else 0.0
