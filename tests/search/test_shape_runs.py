@@ -91,7 +91,7 @@ def test_sparsegpt_has_no_rows_and_says_so(llama, tokens, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("shape_ramps", "0.1,x", "--shape-ramps is x, expected a number from 0 to 0.5"),
+        ("shape_ramps", "0.1,x", "--shape-ramps is 'x', expected a number from 0 to 0.5"),
         ("shape_ramps", "0.1,0.1", "--shape-ramps is .*expected every number once"),
         ("shape_row_lambdas", "", "--shape-row-lambdas is empty, expected numbers like 0.1,0.2, or none"),
         ("shape_row_lambdas", "0.6", "--shape-row-lambdas is 0.6, expected a number from 0 to 0.5"),
@@ -111,6 +111,6 @@ def test_options_are_read_alike_from_text_and_lists():
     config = neuroal_jax.PruneConfig(**options, shape_etas="0.5, 1", shape_row_lambdas="none")
     assert (config.shape_etas, config.shape_row_lambdas) == ((0.5, 1.0), ())
     assert neuroal_jax.PruneConfig(**options, shape_etas=[0.5, 1], shape_row_lambdas=[]) == config
-    with pytest.raises(neuroal_jax.UserError, match="--shape-guard 2.0 has no effect without --allocation shape"):
+    with pytest.raises(neuroal_jax.UserError, match=r"--shape-guard 2.0 has no effect without --allocation shape"):
         neuroal_jax.PruneConfig(**{**options, "allocation": "owl"}, shape_guard=2)
     assert np.isclose(neuroal_jax.PruneConfig(**options).shape_width, 0.05)
