@@ -19,11 +19,13 @@ class AllocationEntry(Entry):
         needs: Statistics of the dense model's inputs that it measures over the calibration set.
         searches: Whether it scores candidates, so that the options of a search have an effect.
         highest: The largest sparsity that it may give to a linear; above 1 the budget cuts it.
+        objective: What it searches by where none is asked for.
     """
 
     needs: tuple[str, ...] = ()
     searches: bool = False
     highest: float = 1
+    objective: str = "alignment"
 
 
 ALLOCATIONS = Registry(
