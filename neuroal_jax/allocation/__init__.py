@@ -21,12 +21,14 @@ class AllocationEntry(Entry):
         searches: Whether it scores candidates, so that the options of a search have an effect.
         steps: Whether its search has NeuroAL's steps, so that `--step` and their lambdas have an effect.
         highest: The largest sparsity that it may give to a linear; above 1 the budget cuts it.
+        objective: What it searches by where none is asked for.
     """
 
     needs: tuple[str, ...] = ()
     searches: bool = False
     steps: bool = False
     highest: float = 1
+    objective: str = "alignment"
 
 
 ALLOCATIONS = Registry(
@@ -56,6 +58,7 @@ ALLOCATIONS = Registry(
             help="a search over shapes in depth, kinds of linears and rows",
             needs=("squares",),
             searches=True,
+            objective="kl",
             module="neuroal_jax.search.shape",
             options=(
                 Option("shape_ramps", (0.1, 0.2), "shape: lambdas of the ramps in depth among its profiles", high=0.5),
