@@ -37,6 +37,7 @@ from neuroal_jax.report.recorded import (
     recorded_candidates,
     recorded_winners,
 )
+from neuroal_jax.search.objective import OBJECTIVES
 
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 _NO_COUNTS = "Not recorded: this run's manifest does not count the zeros of each linear."
@@ -168,8 +169,9 @@ def _scores(manifest: Manifest) -> list[Section]:
     winners = recorded_winners(manifest)
     if manifest.get("gains"):
         return [_course(recorded_candidates(manifest), winners, manifest["gains"])]
+    objective = manifest.get("options", {}).get("objective", "alignment")
     sections = [
-        _step_scores((f"scores-{index}", f"Candidates of the {step} step"), candidates, winners.get(step))
+        _step_scores((f"scores-{index}", f"Candidates of the {step} step"), candidates, winners.get(step), objective)
         for index, (step, candidates) in enumerate(recorded_candidates(manifest).items())
         if candidates
     ]
@@ -215,7 +217,10 @@ def _gained(gain: Mapping[str, Any]) -> str:
 
 
 def _step_scores(
-    section: tuple[str, str], candidates: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None
+    section: tuple[str, str],
+    candidates: Sequence[Mapping[str, Any]],
+    chosen: Mapping[str, Any] | None,
+    objective: str,
 ) -> Section:
     if chosen is None:
         scores = ", ".join(number(candidate["score"]) for candidate in candidates)
@@ -230,10 +235,8 @@ def _step_scores(
         line("candidates", [x for x, _ in shown], [each["score"] for _, each in shown], BLUE),
         points(f"winner: {names}", [place], [winner["score"]], RED, "star", 17),
     ]
-    sentence = (
-        "Score of every candidate (how far pruning moves the activations, over all linears) and the winner; "
-        "lower is better."
-    )
+    meaning = f" ({OBJECTIVES[objective].help})" if objective in OBJECTIVES else ""
+    sentence = f"Score of every candidate by {objective}{meaning}, and the winner; lower is better."
     plot = figure(traces, parameter or "candidate", "score", yaxis={"exponentformat": "power"})
     return Section(*section, sentence, {"": plot})
 

@@ -16,6 +16,7 @@ from neuroal_jax.masks.budget import Budget
 from neuroal_jax.models.family import Shapes
 from neuroal_jax.numerics.cholesky import DAMPING
 from neuroal_jax.run.plan import Plan
+from neuroal_jax.search.objective import OBJECTIVES
 from neuroal_jax.walk.final import BlockResult
 
 log = logging.getLogger("neuroal_jax")
@@ -54,6 +55,14 @@ def _describe(gain: Gain) -> str:
     """`kept: better by 0.1 ± 0.02`."""
     error = "" if gain.error is None else f" ± {gain.error:.2g}"
     return f"{'kept' if gain.kept else 'refused'}: better by {gain.mean:.3g}{error} than the best before"
+
+
+def warn_of_few_tokens(tokens: int, objective: str) -> None:
+    """One line where a search set is so small that a search fits what is special to it."""
+    least = OBJECTIVES[objective].least_tokens
+    if tokens < least:
+        message = "the search set has %d tokens; below %d, a search by %s overfits: give more with --search-samples"
+        log.warning(message, tokens, least, objective)
 
 
 def print_damping(blocks: list[BlockResult]) -> None:

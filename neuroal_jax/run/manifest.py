@@ -120,6 +120,7 @@ def describe_run(
     return {
         "format": FORMAT,
         **describe_search(pruned.decision),
+        "objective": settled.config.objective if pruned.decision.stages else None,
         "damping": [block.damping for block in pruned.blocks if block.damping],
         "sparsity": {
             "requested": budget.sparsity,

@@ -55,16 +55,15 @@ class WalkedModel:
     def score(self, stage: str, candidates: Sequence[Allocation]) -> Scores:
         """See `allocation.problem.Model`."""
         counts = [self.budget.counts(candidate) for candidate in candidates]
+        batch = self.candidate_batch if len(counts) > 1 else 1
         entry = OBJECTIVES[self.objective]
         if not entry.reads_head:
             with self.progress(stage, self.budget.num_blocks * len(counts), "candidate-block") as advance:
-                return search.score(
-                    self.blocks, self.method, self._code.score, self.search_set, counts, self.candidate_batch, advance
-                )
+                return search.score(self.blocks, self.method, self._code.score, self.search_set, counts, batch, advance)
         dense = self._dense if entry.against_dense else None
-        with self.progress(stage, search.work(self.blocks.checkpoint) * len(counts), "weight") as advance:
+        with self.progress(stage, search.work(self.blocks.checkpoint, self.method) * len(counts), "weight") as advance:
             return search.score_by_head(
-                self.blocks, self.method, self._code, dense, self.search_set, counts, self.candidate_batch, advance
+                self.blocks, self.method, self._code, dense, self.search_set, counts, batch, advance
             )
 
     def align(self, candidate: Allocation) -> tuple[Scores | None, Differences]:

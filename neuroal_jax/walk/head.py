@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from neuroal_jax.data.tokens import token_hash
 from neuroal_jax.errors import UserError
@@ -40,17 +40,26 @@ def dense_distributions(blocks: Blocks, windows: np.ndarray, advance: Advance = 
         if block < blocks.last:
             steps.record(block, hidden)
         advance(of_block)
-    features = _features(blocks, hidden[0][None])[0]
+    dense = distributions(blocks, hidden[0], advance)
+    steps.record(blocks.last, [], {name: np.asarray(x) for name, x in dense._asdict().items() if x is not None})
+    return dense
+
+
+def distributions(blocks: Blocks, hidden: Float[Array, "b t d"], advance: Advance = ignore) -> Dense:
+    """What is kept of the distributions that follow from the last block's output; `advance` is told of every slice.
+
+    Raises:
+        UserError: If a distribution is not finite.
+    """
+    features = _features(blocks, hidden[None])[0]
     found = None
     for _, params in blocks.head_slices():
         found = jax.block_until_ready(programs.add_dense(blocks.head, params, features, found))
         advance(params["embedding"].size)
-    dense = programs.finish_dense(found, features)
+    dense: Dense = programs.finish_dense(found, features)
     if not np.isfinite(dense.entropy).all():
         raise UserError(f"the dense model's distributions are not finite in {blocks.dtype}: try --dtype float32")
-    output = {name: np.asarray(array) for name, array in dense._asdict().items() if array is not None}
-    steps.record(blocks.last, [], output)
-    return _dense(output)
+    return dense
 
 
 def scores(

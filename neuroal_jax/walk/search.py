@@ -31,13 +31,14 @@ def dense_needs(method: Method) -> tuple[str, ...]:
     return tuple(sorted({*method.unrefined.needs, "squares"}))
 
 
-def work(checkpoint: Checkpoint) -> int:
-    """What `score_by_head` tells `advance` of each candidate in all: the weights that every token is multiplied by.
+def work(checkpoint: Checkpoint, method: Method) -> int:
+    """What `score_by_head` tells `advance` of each candidate in all: the weights that every token is multiplied by."""
+    return checkpoint.num_blocks * _of_block(checkpoint, method) + math.prod(checkpoint.head_shape())
 
-    Those of a block count twice, dense and pruned.
-    """
-    blocks = prunable_weights(checkpoint.linear_shapes(), checkpoint.num_blocks)
-    return 2 * blocks + math.prod(checkpoint.head_shape())
+
+def _of_block(checkpoint: Checkpoint, method: Method) -> int:
+    """The weights of a pruned block, and of the dense one before it where that is run for statistics."""
+    return prunable_weights(checkpoint.linear_shapes(), 2 if method.unrefined.needs else 1)
 
 
 def score(
@@ -113,7 +114,7 @@ def score_by_head(
         UserError: If a score is not finite.
     """
     method, groups = method.unrefined, _groups(candidates, batch)
-    of_block = 2 * prunable_weights(blocks.checkpoint.linear_shapes(), 1)
+    of_block = _of_block(blocks.checkpoint, method)
     about = {**_about(method, objective.__name__, windows, candidates), "candidates together": batch}
     steps = blocks.begin("search", lambda done: advance(done * len(candidates) * of_block), about)
     if steps.first > blocks.last:

@@ -72,6 +72,7 @@ CASES = {
     "multiflow, uniform": {"pruner": "multiflow", "allocation": "uniform", "eval": "none"},
     "sparsegpt": {"pruner": "sparsegpt", "sparsegpt_group": 24, "allocation": "uniform", "dtype": "bfloat16"},
     "owl": {"allocation": "owl", "eval": "none", "refine": "dsnot"},
+    "by kl": {"eval": "none", "objective": "kl"},
     "alpha": {"allocation": "alpha", "eval": "none"},
     "shape": {"allocation": "shape", "eval": "none", **FEW},
 }
@@ -98,9 +99,10 @@ def test_a_run_goes_on_from_every_block_to_the_same_bytes(model, tokens, tmp_pat
     for key in ("scores", "alignment", "measured", "gains", "damping", "token_ppl", "zeros_per_linear", "sparsity"):
         assert again[key] == expected.manifest[key], key
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
-    before = {"uniform": 0, "owl": 1, "alpha": 1, "shape": 7}.get(
+    before = {"uniform": 0, "owl": 1, "alpha": 1, "shape": 8}.get(
         options.get("allocation"), 2 if "step" in options else 3
     )
+    before += "objective" in options  # the dense model's distributions
     assert points == 2 * (before + 1 + 2 * ("eval" not in options))
 
 
