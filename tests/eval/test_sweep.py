@@ -181,6 +181,17 @@ def test_steps_multiply_only_the_runs_that_search():
         grid.plan({**values, "top_ups": ["uniform"], "steps": ["both", None]}, Path("out"))
 
 
+def test_a_search_that_has_no_steps_is_one_run_for_all_of_them():
+    values = {"models": ["demo"], "pruners": ["wanda", "sparsegpt"], "top_ups": ["shape", "dlp"]}
+    values |= {"steps": ["block", "row", "both"], "objectives": ["auto"], "sparsities": [0.6], "seeds": [0]}
+    runs, left_out = grid.plan(values, Path("out"))
+    assert [(run.config.pruner, run.top_up, run.step, run.objective) for run in runs] == [
+        (pruner, top_up, None, None) for pruner in ("wanda", "sparsegpt") for top_up in ("shape", "dlp")
+    ]
+    assert [run.config.objective for run in runs[::2]] == ["kl", "kl"]
+    assert left_out == []
+
+
 def test_objectives_multiply_only_the_runs_that_search():
     values = {
         "models": ["demo"], "pruners": ["wanda"], "top_ups": ["uniform", "neuroal"], "steps": ["block", "both"],

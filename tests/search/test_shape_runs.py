@@ -79,6 +79,7 @@ def test_what_each_stage_gave_is_told(llama, tokens, tmp_path, caplog):
     assert " than the best before" in caplog.text
 
 
+@pytest.mark.slow
 def test_sparsegpt_has_no_rows_and_says_so(llama, tokens, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "neuroal_jax"):
         result = run(llama, tokens, tmp_path / "out", pruner="sparsegpt", sparsegpt_group=24)
