@@ -41,14 +41,17 @@ from neuroal_jax.files.writing import replace_text, replaced
 ROWS: tuple[Mapping[str, str], ...] = (
     {"pruners": "wanda", "top_ups": "uniform"},
     {"pruners": "wanda", "top_ups": "owl"},
+    {"pruners": "wanda", "top_ups": "dlp"},
     {"pruners": "wanda", "top_ups": "alpha"},
     {"pruners": "wanda", "top_ups": "dsnot"},
     {"pruners": "wanda", "top_ups": "neuroal", "steps": "block"},
     {"pruners": "wanda", "top_ups": "neuroal", "steps": "both"},
+    {"pruners": "wanda", "top_ups": "shape"},
     {"pruners": "sparsegpt", "top_ups": "uniform"},
     {"pruners": "sparsegpt", "top_ups": "owl"},
     {"pruners": "sparsegpt", "top_ups": "alpha"},
     {"pruners": "sparsegpt", "top_ups": "neuroal", "steps": "block"},
+    {"pruners": "sparsegpt", "top_ups": "shape"},
 )
 SPARSITIES = "0.5,0.6"
 TASK_ROWS = ("wanda uniform", "wanda neuroal both")  # of which, at `TASK_SPARSITY`, lm-eval measures accuracies

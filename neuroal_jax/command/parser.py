@@ -75,7 +75,8 @@ def add_options(parser: Parser, leave_out: Collection[str] = ()) -> None:
         if choices:
             text += f": {', '.join(choices)}"
         if option.default is not None and option.default is not MISSING:
-            text += f" (default: {option.default})"
+            several = isinstance(option.default, tuple)
+            text += f" (default: {','.join(map(str, option.default)) if several else option.default})"
         group.add_argument(flag(option.name), metavar=_metavar(option.name, choices), help=text.replace("%", "%%"))
 
 
