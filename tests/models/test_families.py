@@ -317,6 +317,8 @@ COMBINATIONS = [
     ("multiflow", "alpha", "none"),
     ("magnitude", "neuroal", "dsnot"),
     ("sparsegpt", "owl", "none"),
+    ("wanda", "shape", "none"),
+    ("multiflow", "dlp", "dsnot"),
 ]
 EVERY = [
     combination
