@@ -23,7 +23,7 @@ from neuroal_jax.data.texts import TEXTS
 from neuroal_jax.data.tokens import is_token_file
 from neuroal_jax.data.windows import default_seqlen, reader_for
 from neuroal_jax.pruners import PRUNERS
-from neuroal_jax.refine import NONE, REFINEMENTS
+from neuroal_jax.refine import REFINEMENTS
 
 if TYPE_CHECKING:
     from neuroal_jax.checkpoint.opened import Checkpoint
@@ -160,7 +160,9 @@ def walks_of(config: PruneConfig, sizes: Sizes, lengths: Lengths) -> Iterator[tu
         yield (*data, config.allocation), calibration
     for stage, candidates in _stages(config).items():  # each is pruned and compared
         yield (*data, config.allocation, config.pruner, config.sparsity, *stage), 2 * search * candidates
-    if PRUNERS[config.pruner].needs or (config.refine != NONE and REFINEMENTS[config.refine].needs):
+    refinements = [REFINEMENTS[name] for name in REFINEMENTS.named(config.refine)]
+    reads = [PRUNERS[config.pruner].needs, *(entry.needs or entry.updates_weights for entry in refinements)]
+    if any(reads):
         yield None, 2 * calibration  # for statistics, and pruned, for the next block
     yield None, sum(losses)
 

@@ -18,11 +18,13 @@ class AllocationEntry(Entry):
     Attributes:
         needs: Statistics of the dense model's inputs that it measures over the calibration set.
         searches: Whether it scores candidates, so that the options of a search have an effect.
+        hurts_updates: Whether refinements that update weights were measured to end worse on it than on `uniform`.
         highest: The largest sparsity that it may give to a linear; above 1 the budget cuts it.
     """
 
     needs: tuple[str, ...] = ()
     searches: bool = False
+    hurts_updates: bool = False
     highest: float = 1
 
 
@@ -30,7 +32,9 @@ ALLOCATIONS = Registry(
     "neuroal_jax.allocation",
     {
         "uniform": AllocationEntry(help="the same everywhere"),
-        "neuroal": AllocationEntry(help="NeuroAL", searches=True, module="neuroal_jax.search.neuroal"),
+        "neuroal": AllocationEntry(
+            help="NeuroAL", searches=True, hurts_updates=True, module="neuroal_jax.search.neuroal"
+        ),
         "owl": AllocationEntry(
             help="OWL",
             needs=("squares",),

@@ -119,6 +119,7 @@ def describe_run(
         "format": FORMAT,
         **describe_search(pruned.decision),
         "damping": [block.damping for block in pruned.blocks if block.damping],
+        "refit": [block.refits for block in pruned.blocks if block.refits],
         "sparsity": {
             "requested": budget.sparsity,
             "achieved": zeros / budget.prunable,

@@ -127,7 +127,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     live = size * _live_width(checkpoint)
     selection = _SELECTION_BYTES * max(math.prod(shape) for shape in shapes.values())
     available, on_host = device_memory()
-    pruner, refinement = work.method.memory(shapes, checkpoint.input_widths())
+    pruner, refinement = work.method.memory(checkpoint.family.linears, shapes, checkpoint.input_widths())
     attention = 2 * max(score_bytes(), 4 * checkpoint.config.num_attention_heads * work.seqlen**2)
     fixed = (5 if on_host else 2) * block + attention
 
@@ -147,7 +147,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     mask_bytes = checkpoint.num_blocks * sum(out * -(-width // 8) for out, width in shapes.values())
     device = max(search_peak, walk_peak)
     # A block, what is left of it and the next one; all hidden states where the method reads activations; the masks.
-    states = work.samples * work.seqlen * hidden if work.method.needs else 0
+    states = work.samples * work.seqlen * hidden if work.method.reads_activations else 0
     held = block * (3 if checkpoint.num_blocks > 1 else 2)
     certain = (held + states if on_host else 0) + mask_bytes
     search_tokens = tokens * batch * -(-max(work.steps, default=0) // batch) if batch else 0

@@ -72,6 +72,7 @@ CASES = {
     "sparsegpt": {"pruner": "sparsegpt", "sparsegpt_group": 24, "allocation": "uniform", "dtype": "bfloat16"},
     "owl": {"allocation": "owl", "eval": "none", "refine": "dsnot"},
     "alpha": {"allocation": "alpha", "eval": "none"},
+    "refit": {"allocation": "uniform", "eval": "none", "refine": "refit", "nsamples": 5},
 }
 
 
@@ -93,7 +94,7 @@ def test_a_run_goes_on_from_every_block_to_the_same_bytes(model, tokens, tmp_pat
     assert files(out) == files(tmp_path / "whole")
     assert len(result) == len(expected.masks.packed)
     again = json.loads((out / "manifest.json").read_text())
-    for key in ("scores", "alignment", "measured", "damping", "token_ppl", "zeros_per_linear", "sparsity"):
+    for key in ("scores", "alignment", "measured", "damping", "refit", "token_ppl", "zeros_per_linear", "sparsity"):
         assert again[key] == expected.manifest[key], key
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
     before = {"uniform": 0, "owl": 1, "alpha": 1}.get(options.get("allocation"), 2 if "step" in options else 3)
