@@ -3,8 +3,9 @@
 python -m benchmarks.real_model --wikitext2 FILE --c4 FILE --calibration FILE [--tasks DIR] [--rows LIST]
 
 The model is made by `benchmarks.gemma` (whose terms of use see) unless `--model` names another one. Each row of the
-table at each sparsity is a run of the pruner in a process of its own; runs that are finished are not run again, and the
-same command goes on where an interrupted one stopped. Texts come from files, or else from the Hub.
+table at each sparsity is a run of the pruner in a process of its own, or one for each of `--seeds`; runs that are
+finished are not run again, and the same command goes on where an interrupted one stopped. Texts come from files, or
+else from the Hub.
 """
 
 from neuroal_jax.command.process import as_process
@@ -40,14 +41,17 @@ from neuroal_jax.files.writing import replace_text, replaced
 ROWS: tuple[Mapping[str, str], ...] = (
     {"pruners": "wanda", "top_ups": "uniform"},
     {"pruners": "wanda", "top_ups": "owl"},
+    {"pruners": "wanda", "top_ups": "dlp"},
     {"pruners": "wanda", "top_ups": "alpha"},
     {"pruners": "wanda", "top_ups": "dsnot"},
     {"pruners": "wanda", "top_ups": "neuroal", "steps": "block"},
     {"pruners": "wanda", "top_ups": "neuroal", "steps": "both"},
+    {"pruners": "wanda", "top_ups": "shape"},
     {"pruners": "sparsegpt", "top_ups": "uniform"},
     {"pruners": "sparsegpt", "top_ups": "owl"},
     {"pruners": "sparsegpt", "top_ups": "alpha"},
     {"pruners": "sparsegpt", "top_ups": "neuroal", "steps": "block"},
+    {"pruners": "sparsegpt", "top_ups": "shape"},
 )
 SPARSITIES = "0.5,0.6"
 TASK_ROWS = ("wanda uniform", "wanda neuroal both")  # of which, at `TASK_SPARSITY`, lm-eval measures accuracies
@@ -75,7 +79,7 @@ def select(names: Sequence[str]) -> list[Mapping[str, str]]:
 
 
 def runs_of(row: Mapping[str, str], shared: Mapping[str, Any], out: Path) -> list[Run]:
-    """A row's runs, one for each sparsity; errors as `eval.sweep`'s."""
+    """A row's runs, one for each sparsity and seed; errors as `eval.sweep`'s."""
     given = {**shared, **row, "out": out}
     arguments = [part for name, value in given.items() for part in (flag(name), str(value))]
     values = sweep.parse_arguments(arguments)
@@ -106,7 +110,7 @@ def cut_texts(model: Path, texts: Mapping[str, str], seqlen: int, windows: int, 
 
 
 def table(dense: Mapping[str, Any], pruned: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Lines of Markdown.
+    """Lines of Markdown; runs of a row that differ in their seed alone are one line, with their mean and spread.
 
     Args:
         dense: A manifest, for the dense model's perplexities.
@@ -115,17 +119,27 @@ def table(dense: Mapping[str, Any], pruned: Sequence[tuple[str, Mapping[str, Any
     texts = dense["token_ppl"]["texts"]
     head = ["pruner", "method", "sparsity", *(Path(name).stem for name in texts), "search s", "pruning s", "peak MiB"]
     lines = [["dense", "", "0", *(f"{text['dense']:.2f}" for text in texts.values())]]
+    repeated: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for name, manifest in pruned:
+        repeated.setdefault((name, manifest["sparsity"]["requested"]), []).append(manifest)
+    for (name, sparsity), runs in repeated.items():
         pruner, _, method = name.partition(" ")
+        found = [[run["token_ppl"]["texts"][text]["pruned"] for run in runs] for text in texts]
         lines.append(
             [
-                *(pruner, method, f"{manifest['sparsity']['requested']:g}"),
-                *(f"{text['pruned']:.2f}" for text in manifest["token_ppl"]["texts"].values()),
-                *(f"{search_seconds(manifest):.0f}", f"{manifest['seconds']['prune']:.0f}"),
-                f"{manifest['memory_bytes']['host_peak'] / 2**20:.0f}",
+                *(pruner, method, f"{sparsity:g}", *map(_mean_and_spread, found)),
+                f"{np.mean([search_seconds(run) for run in runs]):.0f}",
+                f"{np.mean([run['seconds']['prune'] for run in runs]):.0f}",
+                f"{max(run['memory_bytes']['host_peak'] for run in runs) / 2**20:.0f}",
             ]
         )
     return markdown_lines(head, lines)
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation where there is more than one."""
+    mean = f"{np.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"
 
 
 def conditions(manifests: Sequence[Mapping[str, Any]], machine: str) -> str:
@@ -139,11 +153,13 @@ def conditions(manifests: Sequence[Mapping[str, Any]], machine: str) -> str:
     searched = min(first["options"]["search_samples"], calibration["windows"])
     search = f"{searched} of them and " if stages else ""
     counts = ", ".join(f"{count} candidates of the {stage} step" for stage, count in stages.items())
+    seeds = sorted({manifest["options"]["seed"] for manifest in manifests})
+    repeated = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}; " if len(seeds) > 1 else ""
     return (
         f"{Path(first['options']['model']).name}, {first['options']['dtype']}, token_ppl@{evaluation['seqlen']} on "
         f"{evaluation['windows']} windows of each text; {calibration['windows']} calibration sequences of "
-        f"{calibration['seqlen']} tokens of C4{f', the search with {search}{counts}' if stages else ''}. "
-        f"Measured on {machine}; each run is a process of its own, and seconds include compiling."
+        f"{calibration['seqlen']} tokens of C4{f', the search with {search}{counts}' if stages else ''}; "
+        f"{repeated}measured on {machine}; each run is a process of its own, and seconds include compiling."
     )
 
 
@@ -199,6 +215,7 @@ def bench(options: argparse.Namespace) -> None:
         shared = {
             "models": model,
             "sparsities": options.sparsities,
+            "seeds": options.seeds,
             "calib": _source("c4", options.calibration),
             "nsamples": options.nsamples,
             "seqlen": options.seqlen,
@@ -269,6 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--rows", type=_items, default=[], metavar="LIST", help="of the table, by their first words, as 'wanda neuroal'"
     )
     add("--sparsities", default=SPARSITIES, metavar="LIST", help=f"of the table (default: {SPARSITIES})")
+    add("--seeds", default="0", metavar="LIST", help="of the calibration sequences, for means and spreads (default: 0)")
     add("--windows", type=partial(positive, "windows"), default=24, help="of each text to evaluate (default: 24)")
     add("--nsamples", type=partial(positive, "nsamples"), default=16, help="calibration sequences (default: 16)")
     add("--seqlen", type=partial(positive, "seqlen"), default=512, help="tokens of all windows (default: 512)")

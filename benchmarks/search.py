@@ -1,6 +1,7 @@
 """A whole run on a Llama of a given shape with random weights: where the time goes, and how it grows.
 
-python -m benchmarks.search [--preset tiny|88m|1b|7b|70b-block] [--pruner wanda|sparsegpt] [--json] [--growth]
+python -m benchmarks.search [--preset tiny|88m|1b|7b|70b-block] [--pruner wanda|sparsegpt] [--allocation neuroal|shape]
+    [--objective alignment|kl|loss] [--json] [--growth]
 """
 
 import argparse
@@ -21,6 +22,7 @@ from safetensors.numpy import save_file
 
 import neuroal_jax
 from eval.cost import peak
+from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.checkpoint.opened import Checkpoint, open_checkpoint
 from neuroal_jax.machine.memory import freed_memory_kept, return_freed
 from neuroal_jax.masks.budget import EXACT, Budget
@@ -32,6 +34,7 @@ from neuroal_jax.numerics import alignment
 from neuroal_jax.numerics.statistics import measure as statistics_of
 from neuroal_jax.run.plan import Workload, make_plan
 from neuroal_jax.search import block_step
+from neuroal_jax.search.objective import OBJECTIVES
 from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Blocks
 from neuroal_jax.walk.method import make_method
@@ -106,15 +109,20 @@ def operations(checkpoint: Checkpoint, sequences: int, seqlen: int) -> tuple[flo
     return products + attention, products - last + attention
 
 
-def operations_needed(checkpoint: Checkpoint, scores: dict[str, list[float]], search: Any, final: Any) -> float:
-    """Operations of a search over `scores` and of the final pruning, given `operations` of each one's sequences.
+def operations_needed(checkpoint: Checkpoint, steps: list[int], alone: int, search: Any, final: Any) -> float:
+    """Operations of a search and of the final pruning, given `operations` of each one's sequences; the head aside.
 
     Dense runs stop at the last linear's input, as does the last block's pruned run; in the first block all candidates
     of a step share their dense run.
+
+    Args:
+        checkpoint: The model.
+        steps: Number of candidates of each step.
+        alone: How many times one candidate walks once more.
+        search: Of the search's sequences.
+        final: Of all sequences.
     """
-    blocks, steps = checkpoint.num_blocks, [len(step) for step in scores.values() if step]
-    alone = 1 if scores["row"] else 0  # the block step's winner walks once more
-    walks = sum(steps) + alone
+    blocks, walks = checkpoint.num_blocks, sum(steps) + alone
     whole, short = search
     dense = short * ((blocks - 1) * walks + len(steps) + alone)
     pruned = walks * (whole * (blocks - 1) + short)
@@ -158,7 +166,7 @@ def parts(checkpoint: Checkpoint, dtype: str, windows: np.ndarray, batch: int) -
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs NeuroAL at 70% on random tokens and takes it apart."""
+    """Runs a search at 70% on random tokens and takes it apart."""
     compiled: list[float] = []
     compiling = ("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration", "backend_compile_duration")
     jax.monitoring.register_event_duration_secs_listener(
@@ -174,6 +182,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             model=str(root),
             sparsity=0.7,
             pruner=options.pruner,
+            allocation=options.allocation,
+            objective=options.objective,
             calib=str(root / "ids.npy"),
             eval="none",
             nsamples=options.samples,
@@ -189,11 +199,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         split = parts(checkpoint, options.dtype, few, batch) if options.pruner == "wanda" else {}
         needed = operations_needed(
             checkpoint,
-            manifest["scores"],
+            [len(candidates) for candidates in manifest["candidates"].values()],
+            ALLOCATIONS.module(options.allocation).lone_walks(config.plain() | config.changed_by_pruner()),
             operations(checkpoint, len(few), options.seqlen),
             operations(checkpoint, options.samples, options.seqlen),
         )
-    walks = sum(len(scores) for scores in manifest["scores"].values())
+    walks = sum(len(candidates) for candidates in manifest["candidates"].values())
     spent = manifest["seconds"]["search"] + manifest["seconds"]["prune"] - compile_seconds
     best = peak(options.dtype)
     batches = checkpoint.num_blocks * walks / batch
@@ -259,6 +270,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A run on random weights: where the time goes, how it grows.")
     parser.add_argument("--preset", default="tiny", choices=PRESETS)
     parser.add_argument("--pruner", default="wanda", choices=["wanda", "sparsegpt"])
+    parser.add_argument("--allocation", default="neuroal", choices=[x for x in ALLOCATIONS if ALLOCATIONS[x].searches])
+    parser.add_argument(
+        "--objective", default="alignment", choices=OBJECTIVES, help="one that reads no head: alignment"
+    )
     parser.add_argument("--samples", type=int, default=16, help="calibration sequences, of which the search uses 8")
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])

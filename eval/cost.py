@@ -2,7 +2,8 @@
 
 With P prunable weights, a head of H weights, attention of A numbers (heads of all blocks together) and windows of n
 tokens, a token takes 2 * P + 2 * A * n operations on its way through the blocks (half of all pairs of tokens attend),
-and 2 * H where its loss is measured. What a run finds measured by one before it costs nothing, as in the sweep.
+and 2 * H where its loss is measured or a search reads the head. What a run finds measured by one before it costs
+nothing, as in the sweep.
 Hessians, their factors, spectra and selecting weights are left out.
 
 Texts are as long as they are where they lie here beside the model; else as under Llama's tokenizer, about.
@@ -24,6 +25,7 @@ from neuroal_jax.data.tokens import is_token_file
 from neuroal_jax.data.windows import default_seqlen, reader_for
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine import REFINEMENTS
+from neuroal_jax.search.objective import OBJECTIVES
 
 if TYPE_CHECKING:
     from neuroal_jax.checkpoint.opened import Checkpoint
@@ -49,6 +51,7 @@ _TASKS = {
 _OTHER_TASK = (1000, 4, 100)
 _MISSING_TEXT = 20_000  # tokens of a file that is not here yet
 _BYTES_A_TOKEN = 4
+_BASE = "base"  # of a row step: its walk
 _SHARE_OF_PEAK = 0.6  # of the machine's matrix products
 
 
@@ -83,9 +86,13 @@ class Sizes:
         """Operations of windows on their way through all blocks."""
         return windows * seqlen * (2.0 * self.weights + 2.0 * self.attention * seqlen)
 
+    def through_head(self, windows: float, tokens: int) -> float:
+        """Operations of the logits of `tokens` tokens of every window."""
+        return windows * tokens * 2.0 * self.head
+
     def losses(self, windows: float, seqlen: int) -> float:
         """Operations of the losses of windows, the blocks included."""
-        return self.through_blocks(windows, seqlen) + windows * (seqlen - 1) * 2.0 * self.head
+        return self.through_blocks(windows, seqlen) + self.through_head(windows, seqlen - 1)
 
 
 @dataclass(frozen=True)
@@ -153,13 +160,21 @@ def walks_of(config: PruneConfig, sizes: Sizes, lengths: Lengths) -> Iterator[tu
     """Every walk of a run with its operations; those that runs keep for each other by what tells them apart."""
     seqlen, data = lengths.seqlen, (config.model, config.calib, config.seed)
     calibration = sizes.through_blocks(lengths.samples, seqlen)
-    search = sizes.through_blocks(min(config.search_samples, lengths.samples), seqlen)
+    searched = min(config.search_samples, lengths.samples)
+    search, head = sizes.through_blocks(searched, seqlen), sizes.through_head(searched, seqlen)
     losses = [sizes.losses(windows, seqlen) for windows in lengths.windows]
     yield from (((config.model, text), loss) for text, loss in zip(config.evaluations, losses, strict=True))
     if config.allocation in ALLOCATIONS and ALLOCATIONS[config.allocation].needs:
         yield (*data, config.allocation), calibration
-    for stage, candidates in _stages(config).items():  # each is pruned and compared
-        yield (*data, config.allocation, config.pruner, config.sparsity, *stage), 2 * search * candidates
+    stages, objective = _stages(config), OBJECTIVES[config.objective]
+    if stages and objective.against_dense:  # for its distributions, and what they expect of the head's vectors
+        yield (*data, config.search_samples, "distributions"), search + 2 * head
+    for stage, candidates in stages.items():  # each is pruned and compared, or seen by the head
+        compared = not objective.reads_head or stage[-1] == _BASE
+        dense = compared or PRUNERS[config.pruner].needs
+        operations = search * (2 if dense else 1) + (0 if compared else head)
+        key = (*data, config.allocation, config.pruner, config.sparsity, config.objective, *stage)
+        yield key, operations * candidates
     refinements = [REFINEMENTS[name] for name in REFINEMENTS.named(config.refine)]
     reads = [PRUNERS[config.pruner].needs, *(entry.needs or entry.updates_weights for entry in refinements)]
     if any(reads):
@@ -174,8 +189,8 @@ def _stages(config: PruneConfig) -> dict[Key, int]:
     options = config.plain() | config.changed_by_pruner()
     sizes, rows_alone = code.stage_sizes(options, config.sparsity), options["step"] == "row"
     stages: dict[Key, int] = {(rows_alone, *sizes[: place + 1]): size for place, size in enumerate(sizes)}
-    # The base of a row step walks once more, for what pruning it changes.
-    return stages if options["step"] == "block" else {**stages, (rows_alone, *sizes, "base"): 1}
+    alone = code.lone_walks(options)
+    return {**stages, (rows_alone, *sizes, _BASE): alone} if alone else stages
 
 
 def of_tasks(sizes: Sizes, tasks: Sequence[str], limit: int | None) -> float:

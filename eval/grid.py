@@ -12,6 +12,7 @@ from neuroal_jax.command.config import METHODS, OWN_OPTIONS, STEPS, PruneConfig
 from neuroal_jax.command.values import flag
 from neuroal_jax.errors import IllegalCombination, UserError
 from neuroal_jax.refine import CHAINS, NONE
+from neuroal_jax.search.objective import OBJECTIVES
 
 _TOP_UPS = f"allocations ({', '.join(ALLOCATIONS)}, an allocation.json), {', '.join(CHAINS)}, or owl+dsnot"
 # What a sweep varies: the flag, the option of a run that its items set, and help.
@@ -20,9 +21,12 @@ AXES = {
     "pruners": ("pruner", "pruners"),
     "top_ups": ("allocation", _TOP_UPS),
     "steps": ("step", f"for top-ups that search, which of NeuroAL's steps: {', '.join(STEPS)}"),
+    "objectives": ("objective", f"for top-ups that search, what they make small: auto, {', '.join(OBJECTIVES)}"),
     "sparsities": ("sparsity", "shares of weights to remove"),
     "seeds": ("seed", "seeds of the sampling"),
 }
+
+_OF_A_SEARCH = {"steps", "objectives"}  # the axes that may make no difference to a run
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Run:
         model: As the table calls it.
         top_up: As the table calls it.
         step: Which of NeuroAL's steps it searches; None if none.
+        objective: What it makes small; None if it does not search, or by its allocation's own objective.
         config: Its options.
     """
 
@@ -41,6 +46,7 @@ class Run:
     model: str
     top_up: str
     step: str | None
+    objective: str | None
     config: PruneConfig
 
 
@@ -48,8 +54,8 @@ def plan(values: Mapping[str, Any], out: Path) -> tuple[list[Run], list[tuple[st
     """All runs of a sweep, and which combinations are left out and why.
 
     Raises:
-        UserError: If an item or an option is none, two runs are one, or an option has an effect in no run. Steps that
-            make no difference to a run make one run.
+        UserError: If an item or an option is none, two runs are one, or an option has an effect in no run. Steps and
+            objectives that make no difference to a run make one run.
     """
     shared = {name: value for name, value in values.items() if name not in AXES and name != "out"}
     runs: dict[str, Run] = {}
@@ -66,14 +72,17 @@ def plan(values: Mapping[str, Any], out: Path) -> tuple[list[Run], list[tuple[st
             config = PruneConfig(**options, out=str(out))
         except IllegalCombination as error:
             searches = allocation in ALLOCATIONS and ALLOCATIONS[allocation].searches
-            shown = [axis for axis in AXES if axis != "seeds" and (axis != "steps" or searches)]
+            shown = [axis for axis in AXES if axis != "seeds" and (axis not in _OF_A_SEARCH or searches)]
             combination = " ".join(str(point[axis]) for axis in shown)
             left_out.append((combination, str(error)))
             continue
         run = _place(config, out)
         other = points.setdefault(run.name, point)
-        if run.name in runs and [axis for axis in AXES if point[axis] != other[axis]] != ["steps"]:
-            raise UserError(f"two runs are called {run.name}: name every model, top-up, step, sparsity and seed once")
+        differing = {axis for axis in AXES if point[axis] != other[axis]}
+        if run.name in runs and not (differing and differing <= _OF_A_SEARCH):
+            raise UserError(
+                f"two runs are called {run.name}: name every model, top-up, step, objective, sparsity and seed once"
+            )
         runs.setdefault(run.name, run)
     for name in without_effect:
         _, kind, method = OWN_OPTIONS[name]
@@ -91,15 +100,18 @@ def _has_effect(name: str, options: Mapping[str, Any]) -> bool:
 def _place(config: PruneConfig, out: Path) -> Run:
     """A run with its directory, named by its options as they were understood; NeuroAL's step where it is not both."""
     config = replace(config, **config.changed_by_pruner())
-    step = config.step if config.searches else None
+    step = config.step if config.searches and ALLOCATIONS[config.allocation].steps else None
+    own = not config.searches or config.objective == ALLOCATIONS[config.allocation].objective
+    objective = None if own else config.objective
     model = Path(config.model).name
     if model in ("", ".", ".."):
         model = Path(config.model).resolve().name or "root"
     top_up = config.allocation if config.refine == NONE else f"{config.allocation}+{config.refine}"
     top_up = top_up.removeprefix("uniform+")
-    method = top_up.replace(os.sep, "_")[-100:] + (f"-{step}" if step not in (None, "both") else "")
+    method = top_up.replace(os.sep, "_")[-100:]
+    method += "".join(f"-{part}" for part in (step, objective) if part not in (None, "both"))
     place = f"{config.pruner}-{method}-{config.sparsity!r}-seed{config.seed}"
-    return Run(f"{model}/{place}", model, top_up, step, replace(config, out=str(out / model / place)))
+    return Run(f"{model}/{place}", model, top_up, step, objective, replace(config, out=str(out / model / place)))
 
 
 def split_top_up(text: str) -> tuple[str, str]:

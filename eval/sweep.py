@@ -1,4 +1,4 @@
-"""One table from many runs: models x pruners x top-ups x steps x sparsities x seeds. Finished runs are not run again.
+"""One table from many runs: every combination of models, pruners, top-ups, steps, objectives, sparsities and seeds.
 
 python -m eval.sweep --models demo --pruners wanda,sparsegpt --top-ups uniform,owl --sparsities 0.6,0.7 --out DIR
 python -m eval.sweep --preset paper --out DIR --dry-run
@@ -53,6 +53,7 @@ DEFAULTS: dict[str, list[Any]] = {
     "pruners": ["wanda"],
     "top_ups": ["uniform", "neuroal"],
     "steps": ["both"],
+    "objectives": ["auto"],
     "seeds": [0],
 }
 PRESETS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,10 @@ from neuroal_jax.report.page import REPORT, is_report, sweep_report
 from .grid import Run
 
 # The table's columns; between the two come perplexities and, with tasks, accuracies.
-HEAD = ("model", "pruner", "top_up", "step", "sparsity", "achieved", "seed", "lambda_block", "lambda_row", "seqlen")
+HEAD = (
+    *("model", "pruner", "top_up", "step", "objective", "sparsity", "achieved", "seed"),
+    *("lambda_block", "lambda_row", "seqlen"),
+)
 TAIL = ("search_seconds", "prune_seconds", "host_peak_mib", "device_peak_mib", "error")
 
 
@@ -27,7 +30,8 @@ def describe(run: Run, manifest: Mapping[str, Any] | None, error: str = "") -> d
     """
     row: dict[str, Any] = dict.fromkeys((*HEAD, *TAIL))
     row |= {"model": run.model, "pruner": run.config.pruner, "top_up": run.top_up, "error": error}
-    row |= {"step": run.step, "sparsity": run.config.sparsity, "seed": run.config.seed}
+    row |= {"step": run.step, "objective": run.objective}
+    row |= {"sparsity": run.config.sparsity, "seed": run.config.seed}
     if manifest is None:
         return row
     seconds, memory, token_ppl = manifest["seconds"], manifest["memory_bytes"], manifest["token_ppl"]

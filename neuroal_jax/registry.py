@@ -14,14 +14,14 @@ class Option:
 
     Attributes:
         name: In Python and YAML (`owl_m`); the flag is `--owl-m`.
-        default: A whole number, or a float, as all its values are.
+        default: A whole number, a float, or a tuple of floats, as all its values are.
         help: What it means.
-        low: The least value.
-        high: The largest value.
+        low: The least value, of each number.
+        high: The largest value, of each number.
     """
 
     name: str
-    default: int | float
+    default: int | float | tuple[float, ...]
     help: str
     low: float = 0
     high: float = math.inf
@@ -51,7 +51,7 @@ class Settings:
         reference: Whether to repeat what the released code does, see `--budget`.
     """
 
-    values: tuple[tuple[str, int | float], ...] = ()
+    values: tuple[tuple[str, int | float | tuple[float, ...]], ...] = ()
     reference: bool = False
 
     def __getitem__(self, name: str) -> Any:

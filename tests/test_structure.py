@@ -124,7 +124,7 @@ ORDER = [
     ["run", "report", "finetune", "demo"],
     ["prune"],
 ]
-UPWARD = {("allocation.owl", "pruners.wanda")}  # OWL looks at Wanda's scores
+UPWARD = {(f"allocation.{name}", "pruners.wanda") for name in ("owl", "dlp")}  # they look at Wanda's scores
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__").removeprefix("neuroal_jax."): path
     for path in ENGINE

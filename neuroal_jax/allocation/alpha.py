@@ -21,10 +21,20 @@ _BINS = 100
 
 def allocate(problem: Problem) -> Decision:
     """Measures the weights of every block; no activations."""
-    alphas = problem.model.measure("spectra", (), block_alpha, {})
+    alphas = measure(problem)
     epsilon, guard = problem.options["alpha_epsilon"], not problem.reference
     found = allocation(problem.sparsity, epsilon, alphas, problem.linears, guard=guard)
-    return Decision(found, measured={"alphas": [alpha if math.isfinite(alpha) else None for alpha in alphas]})
+    return Decision(found, measured={"alphas": recorded(alphas)})
+
+
+def measure(problem: Problem) -> list[float]:
+    """Mean exponent of each block; NaN where none could be fitted."""
+    return problem.model.measure("spectra", (), block_alpha, {})
+
+
+def recorded(alphas: list[float]) -> list[float | None]:
+    """The exponents as they are recorded: None where there is none."""
+    return [alpha if math.isfinite(alpha) else None for alpha in alphas]
 
 
 def allocation(sparsity: float, epsilon: float, alphas: list[float], linears: list[str], *, guard: bool) -> Allocation:

@@ -1,6 +1,7 @@
 """OWL (Yin et al., 2024): blocks with more outliers among their Wanda scores are kept denser."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,14 +19,16 @@ from neuroal_jax.pruners import wanda
 def allocate(problem: Problem) -> Decision:
     """Measures the outliers of every block of the dense model over the calibration set."""
     settings = {"owl_m": problem.options["owl_m"]}
-
-    def percentage(linears: Mapping[str, Array], statistics: Mapping[str, Statistics]) -> float:
-        squares = [statistics[linear]["squares"] for linear in linears]
-        return 100 * float(outlier_share(list(linears.values()), squares, settings["owl_m"]))
-
-    outliers = problem.model.measure("outliers", ALLOCATIONS["owl"].needs, percentage, settings)
+    of_block = partial(percentage, multiple=settings["owl_m"])
+    outliers = problem.model.measure("outliers", ALLOCATIONS["owl"].needs, of_block, settings)
     found = allocation(problem.sparsity, problem.options["owl_lambda"], outliers, problem.linears)
     return Decision(found, measured={"outliers": list(outliers)})
+
+
+def percentage(linears: Mapping[str, Array], statistics: Mapping[str, Statistics], multiple: float) -> float:
+    """A block's outliers in percent: of `W[out, in]` of its linears, the statistics of their inputs, and OWL's M."""
+    squares = [statistics[linear]["squares"] for linear in linears]
+    return 100 * float(outlier_share(list(linears.values()), squares, multiple))
 
 
 @program()

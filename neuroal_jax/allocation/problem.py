@@ -12,7 +12,31 @@ from neuroal_jax.models.family import Family, Shapes
 from neuroal_jax.numerics.statistics import Statistics
 
 Differences = list[dict[str, np.ndarray]]  # per block: D - S of every input, fp32 [in]
+Norms = list[dict[str, np.ndarray]]  # per block: the norms D of every input in the dense block, fp32 [in]
 Measurement = Callable[[Mapping[str, Array], Mapping[str, Statistics]], Any]  # of a block's W[out, in] and its inputs
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an objective says of candidates; smaller is better. One of the two is None.
+
+    Attributes:
+        of_linears: float64 `[candidate, block, linear]`, for an objective that is a sum over linears.
+        of_sequences: float64 `[candidate, sequence]`, for one that is a mean over the search set's sequences.
+    """
+
+    of_linears: np.ndarray | None = None
+    of_sequences: np.ndarray | None = None
+
+    @property
+    def totals(self) -> np.ndarray:
+        """The score of each candidate, float64 `[candidate]`."""
+        if self.of_linears is not None:
+            totals: np.ndarray = self.of_linears.sum(axis=2).sum(axis=1)
+            return totals
+        if self.of_sequences is not None:
+            return np.asarray(self.of_sequences.mean(axis=1))
+        raise ValueError("scores are of linears or of sequences, these are of neither")
 
 
 @runtime_checkable
@@ -33,11 +57,17 @@ class Model(Protocol):
                 of the same model measured under this label is then taken from it; by default every run measures.
         """
 
-    def score(self, stage: str, candidates: Sequence[Allocation]) -> np.ndarray:
-        """The objective of each candidate over the search set, `[candidate, block, linear]`; its sum is the score."""
+    def score(self, stage: str, candidates: Sequence[Allocation]) -> Scores:
+        """What the objective says of each candidate over the search set; `stage` is the progress bar's title."""
 
-    def align(self, candidate: Allocation) -> tuple[np.ndarray, Differences]:
-        """One candidate's objective `[block, linear]`, and the `D - S` of every input in every block."""
+    def align(self, candidate: Allocation) -> tuple[Scores | None, Differences]:
+        """The `D - S` of every input in every block under one candidate.
+
+        With them come the candidate's scores where the objective compares the inputs of linears; else None.
+        """
+
+    def dense_norms(self, candidate: Allocation) -> Norms:
+        """The norms of every input in every dense block, behind blocks that are pruned as a candidate says."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +107,23 @@ class Problem:
 class Candidate:
     """One candidate of a stage of a search: its parameters by name (None: it has none of its own), and its score."""
 
-    parameters: Mapping[str, float | None]
+    parameters: Mapping[str, float | str | None]
     score: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much a stage's winner scores better than the best before it.
+
+    Attributes:
+        mean: Difference of the scores; negative where the winner is worse.
+        error: Standard error of the mean of the differences by sequence; None where the score is no mean of such.
+        kept: Whether the winner took the other's place.
+    """
+
+    mean: float
+    error: float | None
+    kept: bool
 
 
 @dataclass(frozen=True)
@@ -88,13 +133,16 @@ class Decision:
     Attributes:
         allocation: The winner.
         stages: Every candidate of every stage, in order.
-        chosen: The winner's parameters of each stage that was searched.
-        objective: Per block, what each linear adds to the winner's score; None without a search.
+        chosen: The winner's parameters of each stage that was searched and gave one that was kept.
+        objective: Per block, what each linear adds to the winner's score; None without a search, and where the score is
+            no sum over linears.
         measured: What was measured of every block, by name; None where there is no number.
+        gains: Of the stages whose winner had to be better than the best before it.
     """
 
     allocation: Allocation
     stages: Mapping[str, list[Candidate]] = field(default_factory=dict)
-    chosen: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    chosen: Mapping[str, Mapping[str, float | str | None]] = field(default_factory=dict)
     objective: list[dict[str, float]] | None = None
     measured: Mapping[str, list[float | None]] = field(default_factory=dict)
+    gains: Mapping[str, Gain] = field(default_factory=dict)

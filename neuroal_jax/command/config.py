@@ -95,7 +95,11 @@ class PruneConfig(OptionsOfMethods):
         "exact", "what to prune", "exact number of zeros, or the released code's rounding", choices=BUDGETS
     )
     objective: str = _option(
-        "alignment", "search", "what a search makes small", affects="search", choices=tuple(OBJECTIVES)
+        AUTO,
+        "search",
+        f"what a search makes small: {_listed(OBJECTIVES)}; auto: what the allocation's authors take",
+        affects="search",
+        choices=(AUTO, *OBJECTIVES),
     )
     step: str = _option("both", "search", "which steps of NeuroAL to search", affects="search", choices=STEPS)
     block_lambdas: str | tuple[float, ...] = _option(
@@ -174,6 +178,7 @@ class PruneConfig(OptionsOfMethods):
             "model": values.text("model", self.model),
             "sparsity": values.optional(values.fraction, "sparsity", self.sparsity),
             "allocation": _allocation(self.allocation),
+            "objective": self._objective(),
             "block_lambdas": self._lambda_set("block_lambdas"),
             "row_lambdas": self._lambda_set("row_lambdas"),
             "candidate_batch": values.optional(values.positive, "candidate_batch", self.candidate_batch),
@@ -220,6 +225,11 @@ class PruneConfig(OptionsOfMethods):
             raise IllegalCombination(
                 f"--refine {self.refine} does not go with --pruner {self.pruner}: the kept weights already make up for "
                 "the pruned ones, so one that is grown back would count twice; use --refine none or another pruner"
+            )
+        if self.searches and self.budget == "reference" and OBJECTIVES[self.objective].reads_head:
+            raise IllegalCombination(
+                f"--objective {self.objective} does not go with --budget reference, which repeats the released code: "
+                "use --objective alignment or --budget exact"
             )
         self.changed_by_pruner()  # or says why it cannot be
 
@@ -272,6 +282,11 @@ class PruneConfig(OptionsOfMethods):
         affecting = {"result", "search"} if self.searches else {"result"}
         wanted = {option.name for option in fields(self) if option.metadata["affects"] in affecting}
         return {name: value for name, value in self.plain().items() if name in wanted}
+
+    def _objective(self) -> str:
+        if self.objective != AUTO:
+            return self.objective
+        return ALLOCATIONS[self.allocation].objective if self.allocation in ALLOCATIONS else next(iter(OBJECTIVES))
 
     def _lambda_set(self, name: str) -> str | tuple[float, ...]:
         value = getattr(self, name)

@@ -22,6 +22,11 @@ class Parser(argparse.ArgumentParser):
         """Raises UserError instead of printing usage and leaving."""
         raise UserError(f"{message} (see --help)")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """As argparse's, which takes it for no matter that nobody reads the message or the disk is full."""
+        if message:
+            (file or sys.stderr).write(message)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, which makes an empty list of the value in `--flag=--`: that is refused."""
         given = sys.argv[1:] if args is None else args
@@ -75,7 +80,8 @@ def add_options(parser: Parser, leave_out: Collection[str] = ()) -> None:
         if choices:
             text += f": {', '.join(choices)}"
         if option.default is not None and option.default is not MISSING:
-            text += f" (default: {option.default})"
+            several = isinstance(option.default, tuple)
+            text += f" (default: {','.join(map(str, option.default)) if several else option.default})"
         group.add_argument(flag(option.name), metavar=_metavar(option.name, choices), help=text.replace("%", "%%"))
 
 

@@ -117,11 +117,27 @@ def boolean(name: str, value: Any) -> bool:
     return value
 
 
-def own_option(option: Option, value: Any) -> int | float:
-    """A value of a method's own option: a whole number where its default is one."""
+def own_option(option: Option, value: Any) -> int | float | tuple[float, ...]:
+    """A value of a method's own option: a whole number where its default is one, numbers where it is a tuple."""
+    if isinstance(option.default, tuple):
+        return numbers(option, value)
     if isinstance(option.default, int):
         return whole(option.name, value, low=int(option.low))
     return ranged(option.name, value, option.low, option.high)
+
+
+def numbers(option: Option, value: Any) -> tuple[float, ...]:
+    """Numbers within an option's bounds, of which none appears twice; `none` is no number at all."""
+    if value == "none":
+        return ()
+    items = value.replace(",", " ").split() if isinstance(value, str) else value
+    if isinstance(value, str) and not items:
+        raise UserError(f"{flag(option.name)} is empty, expected numbers like 0.1,0.2, or none")
+    items = items if isinstance(items, list | tuple) else [items]
+    found = tuple(ranged(option.name, item, option.low, option.high) for item in items)
+    if len(set(found)) < len(found):
+        raise UserError(f"{flag(option.name)} is {shown(value)}, expected every number once")
+    return found
 
 
 def lambdas(name: str, value: Any) -> str | tuple[float, ...]:

@@ -78,7 +78,7 @@ class Budget:
 
     def fit(self, allocation: Allocation) -> Allocation:
         """The allocation shifted so that its mean is the sparsity; as it is under a `reference` budget."""
-        return _shifted(allocation, self.shapes, self.sparsity) if self.kind == EXACT else allocation
+        return shifted(allocation, self.shapes, self.sparsity) if self.kind == EXACT else allocation
 
     def counts(self, allocation: Allocation) -> Counts:
         """Whole numbers for every set of competitors of every linear.
@@ -133,7 +133,7 @@ class Budget:
         ]
 
 
-def _shifted(allocation: Allocation, shapes: Shapes, sparsity: float) -> Allocation:
+def shifted(allocation: Allocation, shapes: Shapes, sparsity: float) -> Allocation:
     """Shifts an allocation, clipping to [0.01, 0.99], until its mean over all weights is `sparsity`.
 
     Where `sparsity` itself, or a number given by hand, lies outside of these bounds, the bounds widen to include it.

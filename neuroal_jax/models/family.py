@@ -105,7 +105,8 @@ class Family:
         rules: The table of all tensors for a config.
         stem: Builds the module from tokens to the first block's input: `stem(config, rngs)`.
         block: Builds one decoder block: `block(config, rngs)`.
-        head: Builds the module from the last block's output to logits: `head(config, rngs)`.
+        head: Builds the module from the last block's output to logits: `head(config, rngs)`; it is
+            `logits(features(x))`, and says by what features change logits (`slopes`), see `layers.NormHead`.
         block_constants: Values that differ from block to block and are in no checkpoint, by Flax path in the block.
         bos_every_window: Whether a window must start with the tokenizer's BOS to be read as intended.
         reference_uniform: Linears whose rows the released code leaves at their block's sparsity.

@@ -120,8 +120,21 @@ class NormHead(nnx.Module):
 
     def __call__(self, hidden: Float[Array, "*b t d"]) -> Float[Array, "*b t v"]:
         """Logits."""
+        return self.logits(self.features(hidden))
+
+    def features(self, hidden: Float[Array, "*b t d"]) -> Float[Array, "*b t d"]:
+        """What the vectors of all tokens are multiplied with."""
+        normed: Array = self.norm(hidden)
+        return normed
+
+    def slopes(self) -> Float[Array, "v d"] | None:
+        """By what each feature changes each logit; None where that is not the same for all features."""
+        return None if self.softcap is not None else self.embedding[...].astype(jnp.float32) / self.divisor
+
+    def logits(self, features: Float[Array, "*b t d"]) -> Float[Array, "*b t v"]:
+        """Logits of features."""
         weight = self.embedding[...]
-        logits = jnp.einsum("...d,vd->...v", self.norm(hidden), weight, precision=jax.lax.Precision.HIGHEST)
+        logits = jnp.einsum("...d,vd->...v", features, weight, precision=jax.lax.Precision.HIGHEST)
         if hasattr(self, "bias"):
             logits = logits + self.bias[...]
         return softcapped(logits if self.divisor == 1.0 else logits / self.divisor, self.softcap)

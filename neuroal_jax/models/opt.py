@@ -167,10 +167,22 @@ class OPTHead(nnx.Module):
 
     def __call__(self, hidden: Float[Array, "*b t d"]) -> Float[Array, "*b t v"]:
         """Logits."""
+        return self.logits(self.features(hidden))
+
+    def features(self, hidden: Float[Array, "*b t d"]) -> Float[Array, "*b t f"]:
+        """What the vectors of all tokens are multiplied with."""
         for part in ("norm", "project_out"):
             if hasattr(self, part):
                 hidden = getattr(self, part)(hidden)
-        return jnp.einsum("...d,vd->...v", hidden, self.embedding[...], precision=jax.lax.Precision.HIGHEST)
+        return hidden
+
+    def slopes(self) -> Float[Array, "v f"]:
+        """By what each feature changes each logit."""
+        return self.embedding[...].astype(jnp.float32)
+
+    def logits(self, features: Float[Array, "*b t f"]) -> Float[Array, "*b t v"]:
+        """Logits of features."""
+        return jnp.einsum("...d,vd->...v", features, self.embedding[...], precision=jax.lax.Precision.HIGHEST)
 
 
 def rules(config: OPTConfig) -> tuple[ParamRule, ...]:

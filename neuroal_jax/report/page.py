@@ -79,7 +79,9 @@ def sweep_report(rows: Sequence[Mapping[str, Any]], links: Sequence[str | None] 
 
 
 def _failure(row: Mapping[str, Any]) -> str:
-    names = " ".join(str(row.get(name)) for name in ("model", "pruner", "top_up", "step", "sparsity") if row.get(name))
+    names = " ".join(
+        str(row.get(name)) for name in ("model", "pruner", "top_up", "step", "objective", "sparsity") if row.get(name)
+    )
     return f"{names}: {row['error']}"
 
 

@@ -23,6 +23,7 @@ from neuroal_jax.report.figures import (
     block_axis,
     figure,
     heatmap,
+    label,
     level,
     line,
     number,
@@ -36,6 +37,7 @@ from neuroal_jax.report.recorded import (
     recorded_candidates,
     recorded_winners,
 )
+from neuroal_jax.search.objective import OBJECTIVES
 
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 _NO_COUNTS = "Not recorded: this run's manifest does not count the zeros of each linear."
@@ -163,10 +165,13 @@ def _row_quantiles(rows_of_blocks: Sequence[Any], scale: Mapping[str, Any]) -> g
 
 
 def _scores(manifest: Manifest) -> list[Section]:
-    """A section for every step whose candidates were recorded."""
+    """A section for every step whose candidates were recorded, or one for all where each goes on from the last."""
     winners = recorded_winners(manifest)
+    if manifest.get("gains"):
+        return [_course(recorded_candidates(manifest), winners, manifest["gains"])]
+    objective = manifest.get("options", {}).get("objective", "alignment")
     sections = [
-        _step_scores((f"scores-{index}", f"Candidates of the {step} step"), candidates, winners.get(step))
+        _step_scores((f"scores-{index}", f"Candidates of the {step} step"), candidates, winners.get(step), objective)
         for index, (step, candidates) in enumerate(recorded_candidates(manifest).items())
         if candidates
     ]
@@ -174,8 +179,48 @@ def _scores(manifest: Manifest) -> list[Section]:
     return sections or [nothing]
 
 
+def _course(
+    stages: Mapping[str, Sequence[Mapping[str, Any]]],
+    winners: Mapping[str, Mapping[str, Any]],
+    gains: Mapping[str, Mapping[str, Any]],
+) -> Section:
+    """All candidates in the order in which they were tried, and the winners that were kept."""
+    traces, stars, first = [], [], 0
+    for index, (stage, candidates) in enumerate(stages.items()):
+        places, color = list(range(first, first + len(candidates))), COLORS[index % len(COLORS)]
+        scores = [each["score"] for each in candidates]
+        trace = points(stage, places, scores, color, SYMBOLS[index % len(SYMBOLS)], 9)
+        trace.text = [label(_described(each)) for each in candidates]
+        trace.hovertemplate = "%{text}: %{y}<extra></extra>"
+        traces.append(trace)
+        if stage in winners:
+            stars.append(min(zip(places, scores, strict=True), key=lambda pair: pair[1]))
+        first += len(candidates)
+    traces.append(points("winners", [x for x, _ in stars], [y for _, y in stars], RED, "star", 17))
+    found = "; ".join(f"{stage}: {_gained(gain)}" for stage, gain in gains.items())
+    sentence = (
+        "Score of every candidate in the order in which the stages of the search tried them, and the winner of each "
+        f"stage that was kept; lower is better. Each winner against the best before it: {found}."
+    )
+    plot = figure(traces, "candidate", "score", yaxis={"type": "log"})
+    return Section("course", "Course of the search", sentence, {"": plot})
+
+
+def _described(candidate: Mapping[str, Any]) -> str:
+    named = {name: value for name, value in candidate.items() if name != "score"}
+    return ", ".join(f"{name} {number(x) if _is_number(x) else x}" for name, x in named.items())
+
+
+def _gained(gain: Mapping[str, Any]) -> str:
+    error = "" if gain["error"] is None else f" ± {gain['error']:.2g}"
+    return f"{'kept' if gain['kept'] else 'refused'}, better by {gain['mean']:.3g}{error}"
+
+
 def _step_scores(
-    section: tuple[str, str], candidates: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None
+    section: tuple[str, str],
+    candidates: Sequence[Mapping[str, Any]],
+    chosen: Mapping[str, Any] | None,
+    objective: str,
 ) -> Section:
     if chosen is None:
         scores = ", ".join(number(candidate["score"]) for candidate in candidates)
@@ -190,10 +235,8 @@ def _step_scores(
         line("candidates", [x for x, _ in shown], [each["score"] for _, each in shown], BLUE),
         points(f"winner: {names}", [place], [winner["score"]], RED, "star", 17),
     ]
-    sentence = (
-        "Score of every candidate (how far pruning moves the activations, over all linears) and the winner; "
-        "lower is better."
-    )
+    meaning = f" ({OBJECTIVES[objective].help})" if objective in OBJECTIVES else ""
+    sentence = f"Score of every candidate by {objective}{meaning}, and the winner; lower is better."
     plot = figure(traces, parameter or "candidate", "score", yaxis={"exponentformat": "power"})
     return Section(*section, sentence, {"": plot})
 
@@ -210,7 +253,7 @@ def _alignment(manifest: Manifest) -> Section:
     section = ("alignment", "Alignment per linear")
     blocks: PerLinear | None = manifest.get("alignment")
     if not blocks:
-        return Section(*section, "Not measured: only a search compares activations.", {})
+        return Section(*section, "Not measured: only a search compares activations (with --objective alignment).", {})
     linears = list(dict.fromkeys(linear for block in blocks for linear in block))
     traces = []
     for index, linear in enumerate(linears):
@@ -230,6 +273,7 @@ def _alignment(manifest: Manifest) -> Section:
 
 _MEASURED = {
     "outliers": ("Outliers per block", "percent", "Share of scores far above the mean, from which OWL allocates."),
+    "medians": ("Median scores per block", "median", "Median of each block's Wanda scores, from which DLP allocates."),
     "alphas": ("Heavy tails per block", "alpha", "Exponent of the tail of each block's spectra (AlphaPruning)."),
 }
 

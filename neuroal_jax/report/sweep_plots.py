@@ -71,8 +71,9 @@ def _against_sparsity(measured: Sequence[Row], rows: Sequence[Row], measure: str
 
 
 def _top_up(row: Row) -> str:
-    """With the step that a search took: `neuroal (block)`."""
-    return f"{row['top_up']} ({row['step']})" if row.get("step") else str(row["top_up"])
+    """With the step that a search took, and its objective where it is not the usual one: `neuroal (block, kl)`."""
+    details = [str(row[name]) for name in ("step", "objective") if row.get(name)]
+    return f"{row['top_up']} ({', '.join(details)})" if details else str(row["top_up"])
 
 
 def _method_lines(measured: Sequence[Row], rows: Sequence[Row], measure: str) -> list[go.Scatter]:

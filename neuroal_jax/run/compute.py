@@ -100,6 +100,8 @@ def _decide(settled: SettledRun, blocks: Blocks, windows: np.ndarray, candidate_
     if settled.given is not None:
         return Decision(settled.given)
     search_set = windows[: config.search_samples]
+    if config.searches:
+        console.warn_of_few_tokens(search_set.size, config.objective)
     model = WalkedModel(
         blocks, settled.method, budget, config.objective, windows, search_set, candidate_batch, progress
     )

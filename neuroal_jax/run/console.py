@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from neuroal_jax.allocation.allocation import Allocation
-from neuroal_jax.allocation.problem import Decision
+from neuroal_jax.allocation.problem import Candidate, Decision, Gain
 from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.data.windows import Windows
 from neuroal_jax.masks.budget import Budget
 from neuroal_jax.models.family import Shapes
 from neuroal_jax.numerics.cholesky import DAMPING
 from neuroal_jax.run.plan import Plan
+from neuroal_jax.search.objective import OBJECTIVES
 from neuroal_jax.walk.final import BlockResult
 
 log = logging.getLogger("neuroal_jax")
@@ -28,13 +29,40 @@ def print_perplexity(state: str, value: float, windows: Windows) -> None:
 
 
 def print_search(decision: Decision, objective: str) -> None:
-    """The winner of each stage that was searched, with its score and the range of all candidates' scores."""
-    for stage, chosen in decision.chosen.items():
-        scores = [candidate.score for candidate in decision.stages[stage]]
-        parameters = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
-        best, worst = min(scores), max(scores)
-        message = "%s step: %s (%s score %.6g; %d candidates, worst %.6g)"
-        log.info(message, stage, parameters, objective, best, len(scores), worst)
+    """The winner of each stage that was searched, with its score and the range of all candidates' scores.
+
+    With it, where it had to be better than the best before it: by how much it was, and whether it was kept.
+    """
+    for stage, candidates in decision.stages.items():
+        if stage not in decision.chosen and stage not in decision.gains:
+            continue
+        best, worst = min(candidates, key=_score), max(candidates, key=_score)
+        parameters = ", ".join(f"{name} {_short(value)}" for name, value in best.parameters.items())
+        message = "%s step: %s (%s score %.6g; %d candidates, worst %.6g)%s"
+        gain = f", {_describe(decision.gains[stage])}" if stage in decision.gains else ""
+        log.info(message, stage, parameters, objective, best.score, len(candidates), worst.score, gain)
+
+
+def _score(candidate: Candidate) -> float:
+    return candidate.score
+
+
+def _short(value: float | str | None) -> str:
+    return f"{value:g}" if isinstance(value, float | int) else str(value)
+
+
+def _describe(gain: Gain) -> str:
+    """`kept: better by 0.1 ± 0.02`."""
+    error = "" if gain.error is None else f" ± {gain.error:.2g}"
+    return f"{'kept' if gain.kept else 'refused'}: better by {gain.mean:.3g}{error} than the best before"
+
+
+def warn_of_few_tokens(tokens: int, objective: str) -> None:
+    """One line where a search set is so small that a search fits what is special to it."""
+    least = OBJECTIVES[objective].least_tokens
+    if tokens < least:
+        message = "the search set has %d tokens; below %d, a search by %s overfits: give more with --search-samples"
+        log.warning(message, tokens, least, objective)
 
 
 def print_damping(blocks: list[BlockResult]) -> None:

@@ -1,5 +1,6 @@
 """manifest.json: everything needed to know, compare and repeat a run."""
 
+import dataclasses
 import importlib.metadata
 import platform
 import resource
@@ -71,6 +72,7 @@ def describe_search(decision: Decision) -> dict[str, Any]:
         },
         "chosen": {stage: dict(parameters) for stage, parameters in decision.chosen.items()},
         "alignment": decision.objective,
+        "gains": {stage: dataclasses.asdict(gain) for stage, gain in decision.gains.items()},
         "measured": dict(decision.measured),
     }
 
@@ -118,6 +120,7 @@ def describe_run(
     return {
         "format": FORMAT,
         **describe_search(pruned.decision),
+        "objective": settled.config.objective if pruned.decision.stages else None,
         "damping": [block.damping for block in pruned.blocks if block.damping],
         "refit": [block.refits for block in pruned.blocks if block.refits],
         "sparsity": {

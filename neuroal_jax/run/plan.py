@@ -9,6 +9,8 @@ The formula, with C candidates per batch out of K, N search sequences of T token
              search:     hidden states                     (K * N * T * h)
                        + C * (N * T * widest live activations + pruned block weights + selection of the widest linear)
                        + what the pruner says that it takes, per candidate (a Hessian and its factor for every input)
+               or where the objective reads the head, hidden states, and the final ones of the dense model (h fp32)
+                       + a slice of the head's table, its logits for one window and what it expects of the vectors
              pruning:    hidden states                     (of all calibration sequences)
                        + activations of a batch, a pruned block, selection
                        + what the pruner and the refinement say that they take
@@ -23,7 +25,7 @@ The formula, with C candidates per batch out of K, N search sequences of T token
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,6 +36,7 @@ from neuroal_jax.machine.memory import available_memory
 from neuroal_jax.masks.budget import prunable_weights
 from neuroal_jax.models.attention import score_bytes
 from neuroal_jax.run.settle import SettledRun
+from neuroal_jax.search.objective import OBJECTIVES, Objective
 from neuroal_jax.walk.blocks import batch_size, evaluation_batch_size, vocabulary_slices
 from neuroal_jax.walk.method import Method
 from neuroal_jax.walk.search import candidates_together
@@ -62,6 +65,7 @@ class Workload:
         save_model: Whether the pruned model is written too.
         method: How weights are chosen.
         reads_text: Whether calibration or evaluation is text, not token ids.
+        objective: Of the search.
     """
 
     steps: list[int]
@@ -74,6 +78,7 @@ class Workload:
     save_model: bool
     method: Method
     reads_text: bool
+    objective: Objective = field(default_factory=lambda: next(iter(OBJECTIVES.values())))
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ def plan_run(settled: SettledRun, calibration: Windows | None, evaluations: Mapp
         save_model=config.save_model is not None or settled.method.updates_weights,
         method=settled.method,
         reads_text=reads_text(config),
+        objective=OBJECTIVES[config.objective],
     )
     return make_plan(settled.checkpoint, work, config.candidate_batch)
 
@@ -133,11 +139,14 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
 
     tokens = work.search_samples * work.seqlen
     per_candidate = tokens * (live + hidden) + block + selection + pruner
-    search_fixed = fixed + sum(work.steps[-1:]) * tokens * hidden
+    finals = max(work.steps, default=0) * tokens * hidden
+    dense = tokens * 4 * (checkpoint.head_shape()[1] + 3) if work.objective.against_dense and work.steps else 0
+    search_fixed = fixed + finals + dense
     fits = int((_USABLE * available - search_fixed) // per_candidate)
     wanted = limit or (_CACHE_BYTES // (tokens * live) if on_host else fits)
     batch = candidates_together(work.steps, max(1, min(wanted, fits))) if work.steps else 0
-    search_peak = search_fixed + batch * per_candidate if batch else 0
+    head = _slice_bytes(checkpoint, work, slopes=work.objective.against_dense) if work.objective.reads_head else 0
+    search_peak = search_fixed + max(batch * per_candidate, batch * tokens * hidden + head) if batch else 0
 
     windows = max(work.samples, work.windows or 0)
     pruning = work.samples * work.seqlen * hidden + work.batch * work.seqlen * live
@@ -164,7 +173,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
         certain_host=certain,
         device_available=available,
         output_bytes=mask_bytes + (model_bytes if work.save_model else 0),
-        state_bytes=2 * hidden * max(search_tokens, windows * work.seqlen) + mask_bytes + updated,
+        state_bytes=2 * hidden * max(search_tokens, windows * work.seqlen) + dense + mask_bytes + updated,
     )
 
 
@@ -177,9 +186,16 @@ def _vocabulary_bytes(checkpoint: Checkpoint, work: Workload, hidden: int, live:
     if work.windows == 0:
         return 0, embedding
     tokens = work.seqlen * evaluation_batch_size(work.seqlen)
-    first, end = vocabulary_slices(vocabulary)[0]
-    head = (end - first) * (width * (2 * stored + size) + work.seqlen * (size + 4))
+    head = _slice_bytes(checkpoint, work)
     return work.seqlen * (work.windows or 0) * hidden + max(tokens * live + block, head), embedding
+
+
+def _slice_bytes(checkpoint: Checkpoint, work: Workload, *, slopes: bool = False) -> int:
+    """Of a slice of the head's table, its logits for one window, and with `slopes` the table in fp32 and weights."""
+    vocabulary, width = checkpoint.head_shape()
+    size, stored = np.dtype(checkpoint_dtype(work.dtype)).itemsize, _stored_size(checkpoint)
+    first, end = vocabulary_slices(vocabulary)[0]
+    return (end - first) * (width * (2 * stored + size + 4 * slopes) + work.seqlen * (size + 4 + 4 * slopes))
 
 
 def _stored_size(checkpoint: Checkpoint) -> int:

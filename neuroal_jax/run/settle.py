@@ -12,6 +12,7 @@ from neuroal_jax.allocation.allocation import Allocation, mean_sparsity
 from neuroal_jax.allocation.file import load_allocation
 from neuroal_jax.checkpoint.opened import Checkpoint, open_checkpoint
 from neuroal_jax.command.config import AUTO, PruneConfig
+from neuroal_jax.command.values import flag
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks.budget import Budget
 from neuroal_jax.masks.patterns import PATTERNS
@@ -60,7 +61,7 @@ def settle(asked: PruneConfig) -> SettledRun:
         changes = config.changed_by_pruner()
         if changes:
             config = replace(config, **changes)
-            settled = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
+            settled = ", ".join(f"{flag(name)} {'none' if value == () else value}" for name, value in changes.items())
             log.info("%s chooses over all rows of a linear: the search goes on with %s", config.pruner, settled)
         if ALLOCATIONS[config.allocation].hurts_updates and config.refine_updates:
             message = (

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from neuroal_jax.allocation import uniform
-from neuroal_jax.allocation.problem import Candidate, Decision, Problem
+from neuroal_jax.allocation.problem import Candidate, Decision, Problem, Scores
 from neuroal_jax.errors import IllegalCombination, UserError
 from neuroal_jax.search import block_step, row_step
 from neuroal_jax.search.lambdas import Lambdas, lambdas_for
@@ -28,26 +28,32 @@ def allocate(problem: Problem) -> Decision:
     base = uniform.allocation(problem.sparsity, linears, blocks)
     if lambdas.block:
         candidates = [block_step.candidate(problem.sparsity, x, linears, blocks) for x in lambdas.block]
-        objective = problem.model.score("block step", candidates)
-        stages["block"] = _scored(objective, lambdas.block)
+        scores = problem.model.score("block step", candidates)
+        stages["block"] = _scored(scores, lambdas.block)
         best = _best(stages["block"], "block")
         base, chosen["block"] = candidates[best], {"lambda": lambdas.block[best]}
         if not lambdas.row:
-            return Decision(base, stages, chosen, _by_name(objective[best], linears))
+            return Decision(base, stages, chosen, _by_name(scores, best, linears))
     # The winner walks once more, alone: its D - S then do not depend on which candidates it was batched with.
     alone, differences = problem.model.align(base)
-    stages.setdefault("block", _scored(alone[None], (None,)))
+    if not lambdas.block:
+        stages["block"] = _scored(alone or problem.model.score("uniform", [base]), (None,))
     candidates = [row_step.candidate(base, x, differences, problem) for x in lambdas.row]
-    objective = problem.model.score("row step", candidates)
-    stages["row"] = _scored(objective, lambdas.row)
+    scores = problem.model.score("row step", candidates)
+    stages["row"] = _scored(scores, lambdas.row)
     best = _best(stages["row"], "row")
     chosen["row"] = {"lambda": lambdas.row[best]}
-    return Decision(candidates[best], stages, chosen, _by_name(objective[best], linears))
+    return Decision(candidates[best], stages, chosen, _by_name(scores, best, linears))
 
 
 def stage_sizes(options: Mapping[str, Any], sparsity: float) -> list[int]:
     """Number of candidates of each step that is searched."""
     return _lambdas(options, sparsity).steps
+
+
+def lone_walks(options: Mapping[str, Any]) -> int:
+    """How many times one candidate walks alone: the base of a row step, for what pruning it changes."""
+    return 0 if options["step"] == "block" else 1
 
 
 def settle(options: Mapping[str, Any], by_row: bool) -> dict[str, Any]:
@@ -74,10 +80,9 @@ def _lambdas(options: Mapping[str, Any], sparsity: float) -> Lambdas:
     return lambdas_for(options["step"], options["block_lambdas"], options["row_lambdas"], sparsity)
 
 
-def _scored(objective: np.ndarray, lambdas: tuple[float | None, ...]) -> list[Candidate]:
-    """Candidates with their scores, of the objective `[candidate, block, linear]`."""
-    scores = objective.sum(axis=2).sum(axis=1).tolist()
-    return [Candidate({"lambda": strength}, score) for strength, score in zip(lambdas, scores, strict=True)]
+def _scored(scores: Scores, lambdas: tuple[float | None, ...]) -> list[Candidate]:
+    pairs = zip(lambdas, scores.totals.tolist(), strict=True)
+    return [Candidate({"lambda": strength}, score) for strength, score in pairs]
 
 
 def _best(candidates: list[Candidate], step: str) -> int:
@@ -87,5 +92,8 @@ def _best(candidates: list[Candidate], step: str) -> int:
     return int(np.argmin(scores))
 
 
-def _by_name(objective: np.ndarray, linears: list[str]) -> list[dict[str, float]]:
-    return [dict(zip(linears, block, strict=True)) for block in objective.tolist()]
+def _by_name(scores: Scores, candidate: int, linears: list[str]) -> list[dict[str, float]] | None:
+    """What each linear adds to a candidate's score, per block; None where the score is no sum over linears."""
+    if scores.of_linears is None:
+        return None
+    return [dict(zip(linears, block, strict=True)) for block in scores.of_linears[candidate].tolist()]

@@ -1,5 +1,6 @@
 """Row step: rows whose outputs pruning disturbs are kept denser, lambda says by how much."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,36 @@ def candidate(base: Allocation, strength: float, differences: Differences, probl
             alike = b == last or (reference and linear.name in family.reference_uniform)
             signals = [differences[min(b + part.feeds_next_block, last)][part.feeds] for part in linear.parts]
             signals = [u.astype(np.float64) * (not alike) for u in signals]
-            if not reference:
-                signals = [_per_row(part, u, problem.config) for part, u in zip(linear.parts, signals, strict=True)]
-            if reference or (strength > 0 and any(np.ptp(u) > 0 for u in signals)):
-                parts = [np.clip(spread(sparsity, strength, u), LOWEST, HIGHEST) for u in signals]
-                block[linear.name] = _whole(linear, parts, problem.config)
+            if reference:
+                block[linear.name] = _spread(linear, sparsity, strength, signals, problem.config)
             else:
-                block[linear.name] = sparsity
+                block[linear.name] = over_rows(linear, sparsity, strength, signals, problem.config)
         blocks.append(block)
     return Allocation("neuroal", tuple(blocks))
+
+
+def over_rows(
+    linear: LinearSpec, sparsity: float, strength: float, signals: Sequence[np.ndarray], config: Any
+) -> Sparsity:
+    """A linear's sparsity spread over its rows, each part on its own, within [0.01, 0.99].
+
+    Args:
+        linear: What it feeds.
+        sparsity: Its mean.
+        strength: lambda; 0 leaves one number for all rows, as do signals that are all equal.
+        signals: Of each part, of the input that it feeds: larger is denser.
+        config: The model's, for k/v heads that several query heads share.
+    """
+    signals = [_per_row(part, u, config) for part, u in zip(linear.parts, signals, strict=True)]
+    if strength == 0 or not any(np.ptp(u) > 0 for u in signals):
+        return sparsity
+    return _spread(linear, sparsity, strength, signals, config)
+
+
+def _spread(
+    linear: LinearSpec, sparsity: float, strength: float, signals: Sequence[np.ndarray], config: Any
+) -> np.ndarray:
+    return _whole(linear, [np.clip(spread(sparsity, strength, u), LOWEST, HIGHEST) for u in signals], config)
 
 
 def _per_row(part: Rows, u: np.ndarray, config: Any) -> np.ndarray:

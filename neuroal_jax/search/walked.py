@@ -3,18 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from neuroal_jax.allocation.allocation import Allocation
-from neuroal_jax.allocation.problem import Differences, Measurement
+from neuroal_jax.allocation.problem import Differences, Measurement, Norms, Scores
 from neuroal_jax.masks.budget import Budget
+from neuroal_jax.numerics.kl import Dense
 from neuroal_jax.search.objective import OBJECTIVES
-from neuroal_jax.walk import measure, search
+from neuroal_jax.walk import head, measure, perplexity, search
 from neuroal_jax.walk.blocks import Advance, Blocks
 from neuroal_jax.walk.method import Method
-from neuroal_jax.walk.programs import Objective
 
 Progress = Callable[[str, int, str], AbstractContextManager[Advance]]  # of a title, a total and its unit
 
@@ -50,21 +52,38 @@ class WalkedModel:
         with self.progress(label, self.budget.num_blocks, "block") as advance:
             return measure.measure(self.blocks, label, self.calibration, needs, of_block, advance, settings)
 
-    def score(self, stage: str, candidates: Sequence[Allocation]) -> np.ndarray:
+    def score(self, stage: str, candidates: Sequence[Allocation]) -> Scores:
         """See `allocation.problem.Model`."""
         counts = [self.budget.counts(candidate) for candidate in candidates]
-        with self.progress(stage, self.budget.num_blocks * len(counts), "candidate-block") as advance:
-            return search.score(
-                self.blocks, self.method, self._score, self.search_set, counts, self.candidate_batch, advance
+        batch = self.candidate_batch if len(counts) > 1 else 1
+        entry = OBJECTIVES[self.objective]
+        if not entry.reads_head:
+            with self.progress(stage, self.budget.num_blocks * len(counts), "candidate-block") as advance:
+                return search.score(self.blocks, self.method, self._code.score, self.search_set, counts, batch, advance)
+        dense = self._dense if entry.against_dense else None
+        with self.progress(stage, search.work(self.blocks.checkpoint, self.method) * len(counts), "weight") as advance:
+            return search.score_by_head(
+                self.blocks, self.method, self._code, dense, self.search_set, counts, batch, advance
             )
 
-    def align(self, candidate: Allocation) -> tuple[np.ndarray, Differences]:
+    def align(self, candidate: Allocation) -> tuple[Scores | None, Differences]:
         """See `allocation.problem.Model`."""
+        objective = None if OBJECTIVES[self.objective].reads_head else self._code.score
         with self.progress("alignment", self.budget.num_blocks, "block") as advance:
             counts = self.budget.counts(candidate)
-            return search.align(self.blocks, self.method, self._score, self.search_set, counts, advance)
+            return search.align(self.blocks, self.method, objective, self.search_set, counts, advance)
+
+    @cached_property
+    def _dense(self) -> Dense:
+        """The dense model's distributions on the search set: one walk for all stages."""
+        with self.progress("dense distributions", perplexity.work(self.blocks.checkpoint), "weight") as advance:
+            return head.dense_distributions(self.blocks, self.search_set, advance)
+
+    def dense_norms(self, candidate: Allocation) -> Norms:
+        """See `allocation.problem.Model`."""
+        with self.progress("norms", self.budget.num_blocks, "block") as advance:
+            return search.dense_norms(self.blocks, self.method, self.search_set, self.budget.counts(candidate), advance)
 
     @property
-    def _score(self) -> Objective:
-        score: Objective = OBJECTIVES.module(self.objective).score
-        return score
+    def _code(self) -> ModuleType:
+        return OBJECTIVES.module(self.objective)

@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
 from neuroal_jax.machine.programs import program
 from neuroal_jax.models.family import LinearSpec
-from neuroal_jax.numerics import least_squares, softmax
+from neuroal_jax.numerics import kl, least_squares, softmax
+from neuroal_jax.numerics.kl import Dense, Expectation
 from neuroal_jax.numerics.least_squares import Products
 from neuroal_jax.numerics.selection import Quotas
 from neuroal_jax.numerics.softmax import Normalizer
@@ -297,18 +298,18 @@ class Comparison(NamedTuple):
 
     Attributes:
         hidden: The next block's input; None where no one reads it.
-        scores: The objective of each linear.
+        scores: The objective of each linear; None without one.
         differences: `D - S` of each input.
     """
 
     hidden: Float[Array, "candidate b t d"] | None
-    scores: Float[Array, "candidate linear"]
+    scores: Float[Array, "candidate linear"] | None
     differences: dict[str, Float[Array, "candidate in"]]
 
 
 def _compare(
     spec: BlockSpec,
-    objective: Objective,
+    objective: Objective | None,
     rest: dict[str, Array],
     kept: dict[str, Float[Array, "c out in"]],
     hidden: Float[Array, "c b t d"],
@@ -324,7 +325,9 @@ def _compare(
         dense = pattern(statistics)
         hidden, inputs = _forward(spec, Weights(kept, rest), hidden)
         pruned = pattern({name: measure(x, ("squares",)) for name, x in inputs.items()})
-        scores = jnp.stack([objective(dense[linear.reads], pruned[linear.reads]) for linear in spec.linears])
+        scores = None
+        if objective is not None:
+            scores = jnp.stack([objective(dense[linear.reads], pruned[linear.reads]) for linear in spec.linears])
         return Comparison(hidden, scores, {name: dense[name] - pruned[name] for name in dense})
 
     return _of_each(of_candidate, kept, hidden, statistics)
@@ -333,7 +336,7 @@ def _compare(
 @program(static=2, donate="hidden")
 def compare(
     spec: BlockSpec,
-    objective: Objective,
+    objective: Objective | None,
     rest: dict[str, Array],
     kept: dict[str, Float[Array, "c out in"]],
     hidden: Float[Array, "c b t d"],
@@ -344,7 +347,7 @@ def compare(
 
     Args:
         spec: The block.
-        objective: Of an input's norms in the dense and in the pruned run.
+        objective: Of an input's norms in the dense and in the pruned run; None: only `D - S` is asked for.
         rest: The parameters of the block that are not pruned.
         kept: The pruned linears.
         hidden: The block's input.
@@ -357,7 +360,7 @@ def compare(
 @program(static=2)
 def compare_last(
     spec: BlockSpec,
-    objective: Objective,
+    objective: Objective | None,
     rest: dict[str, Array],
     kept: dict[str, Float[Array, "c out in"]],
     hidden: Float[Array, "c b t d"],
@@ -366,6 +369,18 @@ def compare_last(
 ) -> Comparison:
     """`compare` in the last block, whose output no one reads: XLA drops what it takes."""
     return _compare(spec, objective, rest, kept, hidden, statistics, counted)._replace(hidden=None)
+
+
+@program(static=1, donate="hidden")
+def run_candidates(
+    spec: BlockSpec,
+    rest: dict[str, Array],
+    kept: dict[str, Float[Array, "c out in"]],
+    hidden: Float[Array, "c b t d"],
+) -> Float[Array, "c b t d"]:
+    """The block's output as each candidate pruned it."""
+    found: Array = _of_each(lambda kept, hidden: _forward(spec, Weights(kept, rest), hidden)[0], kept, hidden)
+    return found
 
 
 class NextTokens(NamedTuple):
@@ -420,3 +435,94 @@ def add_logits(
 def window_losses(found: NextTokens) -> Float[Array, "b"]:
     """Mean next-token loss of each window, in nats."""
     return jnp.mean(softmax.losses(found.normalizer, found.chosen), axis=1)
+
+
+@program(static=1)
+def features(graph: nnx.GraphDef, params: dict[str, Array], hidden: Float[Array, "c b t d"]) -> Float[Array, "c b t f"]:
+    """What a head multiplies the vectors of all tokens with; `params` may be those of any tokens."""
+    found: Array = jax.lax.map(module_from(graph, params).features, hidden)
+    return found
+
+
+@program(static=1, donate="before")
+def add_dense(
+    graph: nnx.GraphDef, params: dict[str, Array], features: Float[Array, "b t f"], before: Expectation | None
+) -> Expectation:
+    """Takes in the dense model's logits of a slice of the vocabulary, for one window at a time; None: the first one."""
+    head = module_from(graph, params)
+    slopes = head.slopes()
+    if before is None:
+        before = kl.no_expectation(features.shape[:-1], None if slopes is None else features.shape[-1])
+
+    def of_window(window: tuple[Array, Expectation]) -> Expectation:
+        features, before = window
+        return kl.add_dense(before, head.logits(features).astype(jnp.float32), slopes)
+
+    return jax.lax.map(of_window, (features, before))
+
+
+@program()
+def finish_dense(found: Expectation, features: Float[Array, "b t f"]) -> Dense:
+    """What is kept of the dense model's distributions."""
+    return kl.finish_dense(found, features)
+
+
+@program(static=1)
+def begin_candidates(objective: Any, features: Float[Array, "c b t f"], dense: Dense | None) -> NextTokens:
+    """What is known of candidates before the first slice, `[candidate, window, token]`; see `add_candidates`."""
+    chosen = jax.lax.map(lambda features: jax.vmap(objective.begin)(features, dense), features)
+    return NextTokens(softmax.no_logits(chosen.shape), chosen)
+
+
+@program(static=2)
+def add_candidates(
+    graph: nnx.GraphDef,
+    objective: Any,
+    params: dict[str, Array],
+    features: Float[Array, "c b t f"],
+    tokens: Integer[Array, "b t"],
+    dense: Dense | None,
+    first: Int[Array, ""],
+    before: NextTokens,
+) -> NextTokens:
+    """Takes in the logits of a slice of the vocabulary, for one window of one candidate at a time.
+
+    Args:
+        graph: The head's structure.
+        objective: Code of an objective that reads the head, see `search/objective.py`.
+        params: The head's parameters, of the slice.
+        features: Of every candidate.
+        tokens: The windows.
+        dense: Of the dense model, where the objective compares with it.
+        first: Token id of the slice's first one.
+        before: Of the slices so far.
+    """
+    head = module_from(graph, params)
+
+    def of_window(window: Array) -> NextTokens:
+        here = jax.tree.map(lambda x: x[window], dense)
+        again = here is not None and here.features is not None
+        dense_logits = head.logits(here.features).astype(jnp.float32) if again else None
+
+        def of_candidate(candidate: tuple[Array, NextTokens]) -> NextTokens:
+            features, before = candidate
+            logits = head.logits(features).astype(jnp.float32)
+            chosen = objective.add(before.chosen, logits, tokens[window], first, here, dense_logits)
+            return NextTokens(softmax.add(before.normalizer, logits), chosen)
+
+        return jax.lax.map(of_candidate, jax.tree.map(lambda x: x[:, window], (features, before)))
+
+    by_window = jax.lax.map(of_window, jnp.arange(tokens.shape[0]))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), by_window)
+
+
+@program(static=1)
+def finish_candidates(objective: Any, found: NextTokens, dense: Dense | None) -> Float[Array, "c b"]:
+    """The score of every window under every candidate."""
+
+    def of_candidate(found: NextTokens) -> Float[Array, "b"]:
+        scores: Array = jax.vmap(objective.score)(found.normalizer, found.chosen, dense)
+        return scores
+
+    scores: Array = jax.lax.map(of_candidate, found)
+    return scores

@@ -88,7 +88,7 @@ def test_rows_are_selected_by_their_first_words():
         real_model.select(["wanda uniform", "wanda neu"])
 
 
-def manifest(sparsity, pruned, **seconds):
+def manifest(sparsity, pruned, seed=0, **seconds):
     texts = {
         "wikitext2.npy": {"dense": 26.041, "pruned": pruned},
         "c4.npy": {"dense": 31.5, "pruned": None if pruned is None else 2 * pruned},
@@ -99,7 +99,7 @@ def manifest(sparsity, pruned, **seconds):
         "seconds": seconds,
         "sparsity": {"requested": sparsity},
         "memory_bytes": {"host_peak": 3 * 2**30},
-        "options": {"model": "/models/gemma3-270m", "dtype": "float32", "search_samples": 8},
+        "options": {"model": "/models/gemma3-270m", "dtype": "float32", "search_samples": 8, "seed": seed},
         "data": {"calib": {**windows, "windows": 16}, "eval": windows},
         "candidates": {"block": [1, 2, 3]} if "search" in seconds else {},
     }
@@ -119,8 +119,18 @@ def test_the_table_is_what_the_manifests_tell():
     said = real_model.conditions([run for _, run in runs], "a machine, 2 cores")
     assert said.startswith(
         "gemma3-270m, float32, token_ppl@512 on 24 windows of each text; 16 calibration sequences of 512 tokens of C4, "
-        "the search with 8 of them and 3 candidates of the block step. Measured on a machine, 2 cores;"
+        "the search with 8 of them and 3 candidates of the block step; measured on a machine, 2 cores;"
     )
+
+
+def test_runs_of_several_seeds_are_one_line_with_mean_and_spread():
+    runs = [("wanda uniform", manifest(0.5, 40.0, prune=9)), ("wanda uniform", manifest(0.5, 46.0, seed=1, prune=11))]
+    assert real_model.table(runs[0][1], [*runs, ("wanda owl", runs[0][1])])[3:] == [
+        "| wanda | uniform | 0.5 | 43.00 ± 4.24 | 86.00 ± 8.49 | 0 | 10 | 3072 |",
+        "| wanda | owl | 0.5 | 40.00 | 80.00 | 0 | 9 | 3072 |",
+    ]
+    said = real_model.conditions([run for _, run in runs], "a machine")
+    assert "of C4; mean ± standard deviation over the seeds 0, 1; measured on a machine" in said
 
 
 def test_accuracies_come_with_their_standard_errors():

@@ -197,6 +197,17 @@ METHODS = [
         "refit_iterations": 4,
     },
     {"allocation": "alpha", "alpha_epsilon": 0.2, "pruner": "sparsegpt", "sparsegpt_group": 64},
+    {"allocation": "dlp", "dlp_lambda": 0.2},
+    {
+        "allocation": "shape",
+        "shape_ramps": (0.3,),
+        "shape_depth": 2,
+        "shape_width": 0.1,
+        "shape_step": 0.2,
+        "shape_etas": (0.5, 1.0),
+        "shape_row_lambdas": (0.1,),
+        "shape_guard": 2.0,
+    },
     {
         "allocation": "neuroal",
         "step": "block",
@@ -207,7 +218,7 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=["owl, dsnot", "alpha, sparsegpt", "neuroal"])
+@pytest.mark.parametrize("method", METHODS, ids=["owl, dsnot", "alpha, sparsegpt", "dlp", "shape", "neuroal"])
 def test_every_option_is_a_flag_and_a_yaml_key(tmp_path, method):
     options = {
         "model": "a", "sparsity": 0.25, "pruner": "magnitude", "budget": "reference", "objective": "alignment",

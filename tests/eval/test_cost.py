@@ -37,13 +37,25 @@ def test_the_estimate_counts_what_is_multiplied(llama, tokens):
     assert walks(step="block") == [dense, block, 2 * calibration, dense]
     assert walks(step="row") == [dense, row, base, 2 * calibration, dense]
     assert walks(pruner="sparsegpt") == walks(step="block")
+    assert walks(allocation="dlp") == walks(allocation="owl")
+    stages = [2 * size * search for size in (6, 14, 5, 3)]
+    shape = {"allocation": "shape", "objective": "alignment"}
+    assert walks(**shape) == [dense, calibration, *stages, base, 2 * calibration, dense]
+    assert walks(**shape, shape_row_lambdas="none") == [dense, calibration, *stages[:3], 2 * calibration, dense]
+    assert walks(**shape, pruner="sparsegpt", sparsegpt_group=8) == walks(**shape, shape_row_lambdas="none")
+    head = 2 * 16 * 2 * 96 * 32
+    by_loss = [dense, block + 2 * head, row + 3 * head, base, 2 * calibration, dense]
+    assert walks(objective="loss") == by_loss
+    assert walks(objective="kl") == [dense, search + 2 * head, *by_loss[1:]]
+    assert walks(objective="loss", pruner="magnitude", step="block") == [dense, block // 2 + 2 * head, dense]
     assert cost.of_tasks(sizes, ["rte", "mine"], 10) == 2 * (weights + 96 * 32) * (10 * 2 * 80 + 10 * 4 * 100)
 
 
 def test_the_estimate_counts_what_runs_share_once(llama, tokens):
     values = {
         "models": [str(llama)], "pruners": ["wanda", "magnitude"], "top_ups": ["owl", "owl+dsnot", "neuroal"],
-        "steps": ["block", "both"], "sparsities": [0.5, 0.6], "seeds": [0], "calib": str(tokens), "eval": str(tokens),
+        "steps": ["block", "both"], "objectives": ["auto"], "sparsities": [0.5, 0.6], "seeds": [0],
+        "calib": str(tokens), "eval": str(tokens),
     }  # fmt: skip
     runs = {run.name: run.config for run in grid.plan(values, Path("out"))[0]}
     sizes = cost.sizes_of(str(llama))

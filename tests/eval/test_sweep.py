@@ -144,7 +144,7 @@ def test_a_run_that_fails_is_a_row_and_the_others_run(llama, tokens, tmp_path, c
 def test_combinations_that_make_no_sense_are_left_out_with_their_reason():
     values = {
         "models": ["demo"], "pruners": ["wanda", "sparsegpt"], "top_ups": ["dsnot", "owl+dsnot", "neuroal"],
-        "steps": ["row"], "sparsities": [0.5, 0.7], "seeds": [0, 1],
+        "steps": ["row"], "objectives": ["auto"], "sparsities": [0.5, 0.7], "seeds": [0, 1],
     }  # fmt: skip
     runs, left_out = grid.plan(values, Path("out"))
     assert len(runs) == 3 * 2 * 2
@@ -160,7 +160,7 @@ def test_combinations_that_make_no_sense_are_left_out_with_their_reason():
 def test_steps_multiply_only_the_runs_that_search():
     values = {
         "models": ["demo"], "pruners": ["wanda", "sparsegpt"], "top_ups": ["uniform", "owl+dsnot", "neuroal"],
-        "steps": ["block", "row", "both"], "sparsities": [0.5], "seeds": [0],
+        "steps": ["block", "row", "both"], "objectives": ["auto"], "sparsities": [0.5], "seeds": [0],
     }  # fmt: skip
     runs, left_out = grid.plan(values, Path("out"))
     assert [(run.name.removeprefix("demo/"), run.step) for run in runs] == [
@@ -179,6 +179,40 @@ def test_steps_multiply_only_the_runs_that_search():
             grid.plan({**values, **changed}, Path("out"))
     with pytest.raises(UserError, match="--step None is unknown"):
         grid.plan({**values, "top_ups": ["uniform"], "steps": ["both", None]}, Path("out"))
+
+
+def test_a_search_that_has_no_steps_is_one_run_for_all_of_them():
+    values = {"models": ["demo"], "pruners": ["wanda", "sparsegpt"], "top_ups": ["shape", "dlp"]}
+    values |= {"steps": ["block", "row", "both"], "objectives": ["auto"], "sparsities": [0.6], "seeds": [0]}
+    runs, left_out = grid.plan(values, Path("out"))
+    assert [(run.config.pruner, run.top_up, run.step, run.objective) for run in runs] == [
+        (pruner, top_up, None, None) for pruner in ("wanda", "sparsegpt") for top_up in ("shape", "dlp")
+    ]
+    assert [run.config.objective for run in runs[::2]] == ["kl", "kl"]
+    assert left_out == []
+
+
+def test_objectives_multiply_only_the_runs_that_search():
+    values = {
+        "models": ["demo"], "pruners": ["wanda"], "top_ups": ["uniform", "neuroal"], "steps": ["block", "both"],
+        "objectives": ["auto", "alignment", "kl"], "sparsities": [0.5], "seeds": [0],
+    }  # fmt: skip
+    runs, left_out = grid.plan(values, Path("out"))
+    assert [(run.name.removeprefix("demo/wanda-"), run.objective, run.config.objective) for run in runs] == [
+        ("uniform-0.5-seed0", None, "alignment"),
+        ("neuroal-block-0.5-seed0", None, "alignment"),
+        ("neuroal-block-kl-0.5-seed0", "kl", "kl"),
+        ("neuroal-0.5-seed0", None, "alignment"),
+        ("neuroal-kl-0.5-seed0", "kl", "kl"),
+    ]
+    assert tables.describe(runs[-1], None)["objective"] == "kl"
+    _, left_out = grid.plan({**values, "budget": "reference"}, Path("out"))
+    assert [combination for combination, _ in left_out] == [
+        "demo wanda neuroal block kl 0.5",
+        "demo wanda neuroal both kl 0.5",
+    ]
+    with pytest.raises(UserError, match="two runs are called demo/wanda-uniform"):
+        grid.plan({**values, "objectives": ["kl", "kl"]}, Path("out"))
 
 
 def test_a_sweep_measures_the_dense_model_once(llama, tokens, tmp_path):
@@ -212,8 +246,8 @@ def test_options_reach_only_the_runs_that_they_are_for():
     values = {
         "models": ["demo"], "pruners": ["wanda"],
         "top_ups": ["uniform", "owl", "dsnot", "owl+dsnot", "refit", "owl+dsnot+refit"],
-        "steps": ["both"], "sparsities": ["0.5"], "seeds": ["3"], "owl_m": 3, "dsnot_cycles": "7",
-        "refit_damping": "0.3",
+        "steps": ["both"], "objectives": ["auto"], "sparsities": ["0.5"], "seeds": ["3"], "owl_m": 3,
+        "dsnot_cycles": "7", "refit_damping": "0.3",
     }  # fmt: skip
     found = [run.config for run in grid.plan(values, Path("out"))[0]]
     assert [(config.allocation, config.refine) for config in found] == [

@@ -43,6 +43,12 @@ PAIRS = {
         {"refine": "dsnot"},
         ["dense-perplexity", "alignment", "search"],
     ),
+    "distributions": (
+        {"pruner": "magnitude", "row_lambdas": "0,0.1,0.2,0.3", "objective": "kl"},
+        {"step": "block"},
+        {"step": "both"},
+        ["dense-perplexity", "dense-distributions", "search"],
+    ),
     "methods": ({"pruner": "magnitude"}, {"allocation": "uniform"}, {"step": "block"}, ["dense-perplexity"]),
 }
 

@@ -65,14 +65,17 @@ def files(out):
     return {name: (out / name).read_bytes() for name in names if (out / name).exists()}
 
 
+FEW = {"shape_ramps": "0.1", "shape_depth": 1, "shape_etas": "1,2", "shape_row_lambdas": "0.1"}
 CASES = {
     "both steps": {"eval": "none"},
     "magnitude, row step": {"pruner": "magnitude", "step": "row"},
     "multiflow, uniform": {"pruner": "multiflow", "allocation": "uniform", "eval": "none"},
     "sparsegpt": {"pruner": "sparsegpt", "sparsegpt_group": 24, "allocation": "uniform", "dtype": "bfloat16"},
     "owl": {"allocation": "owl", "eval": "none", "refine": "dsnot"},
+    "by kl": {"eval": "none", "objective": "kl"},
     "alpha": {"allocation": "alpha", "eval": "none"},
     "refit": {"allocation": "uniform", "eval": "none", "refine": "refit", "nsamples": 5},
+    "shape": {"allocation": "shape", "eval": "none", **FEW},
 }
 
 
@@ -94,10 +97,24 @@ def test_a_run_goes_on_from_every_block_to_the_same_bytes(model, tokens, tmp_pat
     assert files(out) == files(tmp_path / "whole")
     assert len(result) == len(expected.masks.packed)
     again = json.loads((out / "manifest.json").read_text())
-    for key in ("scores", "alignment", "measured", "damping", "refit", "token_ppl", "zeros_per_linear", "sparsity"):
+    recorded = (
+        "scores",
+        "alignment",
+        "measured",
+        "gains",
+        "damping",
+        "refit",
+        "token_ppl",
+        "zeros_per_linear",
+        "sparsity",
+    )
+    for key in recorded:
         assert again[key] == expected.manifest[key], key
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
-    before = {"uniform": 0, "owl": 1, "alpha": 1}.get(options.get("allocation"), 2 if "step" in options else 3)
+    before = {"uniform": 0, "owl": 1, "alpha": 1, "shape": 8}.get(
+        options.get("allocation"), 2 if "step" in options else 3
+    )
+    before += "objective" in options  # the dense model's distributions
     assert points == 2 * (before + 1 + 2 * ("eval" not in options))
 
 
