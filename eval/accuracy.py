@@ -9,7 +9,6 @@ from typing import Any
 from neuroal_jax.command.values import flag, optional, positive, text
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import number, read_json
-from neuroal_jax.pruners import PRUNERS
 
 from .grid import Run, list_items
 from .zero_shot import TASKS
@@ -58,7 +57,7 @@ def accuracies(run: Run, out: Path, zero_shot: ZeroShot, start: Start) -> dict[s
     The dense model is measured once for all its runs.
     """
     directory = out / run.name
-    if PRUNERS[run.config.pruner].updates_weights:
+    if run.config.updates_weights:
         pruned = ["--model", str(run.config.model_directory)]
     else:
         pruned = ["--model", run.config.model, "--masks", str(directory / "masks.safetensors"), "--no-dense"]

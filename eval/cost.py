@@ -4,7 +4,7 @@ With P prunable weights, a head of H weights, attention of A numbers (heads of a
 tokens, a token takes 2 * P + 2 * A * n operations on its way through the blocks (half of all pairs of tokens attend),
 and 2 * H where its loss is measured or a search reads the head. What a run finds measured by one before it costs
 nothing, as in the sweep.
-Hessians, their factors, spectra and selecting weights are left out.
+Hessians, their factors, spectra, selecting weights and solving for them are left out.
 
 Texts are as long as they are where they lie here beside the model; else as under Llama's tokenizer, about.
 """
@@ -12,6 +12,7 @@ Texts are as long as they are where they lie here beside the model; else as unde
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +25,7 @@ from neuroal_jax.data.texts import TEXTS
 from neuroal_jax.data.tokens import is_token_file
 from neuroal_jax.data.windows import default_seqlen, reader_for
 from neuroal_jax.pruners import PRUNERS
-from neuroal_jax.refine import NONE, REFINEMENTS
+from neuroal_jax.refine import REFINEMENTS
 from neuroal_jax.search.objective import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -75,16 +76,30 @@ class Sizes:
         attention: Heads times their size, of all blocks together.
         head: Weights that a token is multiplied by for its loss.
         disk: Bytes of its checkpoint.
+        blocks: How many.
+        inputs: Of a block's linears, in order: how wide each is, and how many outputs they have that read it.
     """
 
     weights: int
     attention: int
     head: int
     disk: float
+    blocks: int
+    inputs: tuple[tuple[int, int], ...]
 
     def through_blocks(self, windows: float, seqlen: int) -> float:
         """Operations of windows on their way through all blocks."""
         return windows * seqlen * (2.0 * self.weights + 2.0 * self.attention * seqlen)
+
+    def to_inputs_and_products(self, windows: float, seqlen: int) -> float:
+        """Operations of fitting kept weights: of each input in two blocks, and of its products; solving is left out."""
+        (first, outputs), *others = self.inputs
+        operations, before = 2.0 * first**2, first * outputs  # the first input is one in both
+        for width, outputs in others:
+            operations += 2 * 2.0 * before + 3 * 2.0 * width**2
+            before += width * outputs
+        attention = 2 * len(others) * 2.0 * self.attention * seqlen
+        return windows * seqlen * (self.blocks * operations + attention)
 
     def through_head(self, windows: float, tokens: int) -> float:
         """Operations of the logits of `tokens` tokens of every window."""
@@ -117,12 +132,25 @@ def sizes_of(model: str) -> Sizes | None:
             attention=heads * getattr(config, "head_dim", config.hidden_size // heads) * checkpoint.num_blocks,
             head=math.prod(checkpoint.head_shape()),
             disk=sum(info.size * (4 if info.dtype == "F32" else 2) for info in infos.values()),
+            blocks=checkpoint.num_blocks,
+            inputs=_inputs(checkpoint),
         )
     if model not in PAPER_MODELS:
         return None
     hidden, keys, mlp, matrices, blocks, vocabulary = PAPER_MODELS[model]
     weights = blocks * (2 * hidden * hidden + 2 * hidden * keys + matrices * hidden * mlp)
-    return Sizes(weights, hidden * blocks, vocabulary * hidden, 2.1 * weights)  # two bytes each, and the embeddings
+    inputs = (hidden, hidden + 2 * keys), (hidden, hidden), (hidden, (matrices - 1) * mlp), (mlp, hidden)
+    disk = 2.1 * weights  # two bytes each, and the embeddings
+    return Sizes(weights, hidden * blocks, vocabulary * hidden, disk, blocks, inputs)
+
+
+def _inputs(checkpoint: "Checkpoint") -> tuple[tuple[int, int], ...]:
+    """See `Sizes`."""
+    outputs, widths = Counter[str](), {}
+    for linear in checkpoint.family.linears:
+        out, widths[linear.reads] = checkpoint.linear_shapes()[linear.name]
+        outputs[linear.reads] += out
+    return tuple((width, outputs[name]) for name, width in widths.items())
 
 
 def _opened(model: str) -> "Checkpoint | None":
@@ -175,8 +203,12 @@ def walks_of(config: PruneConfig, sizes: Sizes, lengths: Lengths) -> Iterator[tu
         operations = search * (2 if dense else 1) + (0 if compared else head)
         key = (*data, config.allocation, config.pruner, config.sparsity, config.objective, *stage)
         yield key, operations * candidates
-    if PRUNERS[config.pruner].needs or (config.refine != NONE and REFINEMENTS[config.refine].needs):
+    refinements = [REFINEMENTS[name] for name in REFINEMENTS.named(config.refine)]
+    reads = [PRUNERS[config.pruner].needs, *(entry.needs or entry.updates_weights for entry in refinements)]
+    if any(reads):
         yield None, 2 * calibration  # for statistics, and pruned, for the next block
+    if config.refine_updates:
+        yield None, sizes.to_inputs_and_products(lengths.samples, seqlen)
     yield None, sum(losses)
 
 

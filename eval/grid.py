@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from neuroal_jax.allocation import ALLOCATIONS
-from neuroal_jax.command.config import AUTO, OWN_OPTIONS, STEPS, PruneConfig
+from neuroal_jax.command.config import AUTO, METHODS, OWN_OPTIONS, STEPS, PruneConfig
 from neuroal_jax.command.values import flag
 from neuroal_jax.errors import IllegalCombination, UserError
-from neuroal_jax.refine import NONE, REFINEMENTS
+from neuroal_jax.refine import CHAINS, NONE
 from neuroal_jax.search.objective import OBJECTIVES
 
-_TOP_UPS = f"allocations ({', '.join(ALLOCATIONS)}, an allocation.json), {', '.join(REFINEMENTS)}, or owl+dsnot"
+_TOP_UPS = f"allocations ({', '.join(ALLOCATIONS)}, an allocation.json), {', '.join(CHAINS)}, or owl+dsnot"
 # What a sweep varies: the flag, the option of a run that its items set, and help.
 AXES = {
     "models": ("model", "checkpoint directories, Hub ids or demo"),
@@ -94,7 +94,7 @@ def _has_effect(name: str, options: Mapping[str, Any]) -> bool:
     if name not in OWN_OPTIONS:
         return True
     _, kind, method = OWN_OPTIONS[name]
-    return bool(options[kind] == method)
+    return method in METHODS[kind].named(options[kind])
 
 
 def _place(config: PruneConfig, out: Path) -> Run:
@@ -116,10 +116,11 @@ def _place(config: PruneConfig, out: Path) -> Run:
 
 def split_top_up(text: str) -> tuple[str, str]:
     """`owl+dsnot` to an allocation and a refinement; either may stand alone."""
-    allocation, plus, refine = text.rpartition("+")
-    if plus and refine in REFINEMENTS:
-        return allocation, refine
-    return ("uniform", text) if text in REFINEMENTS else (text, NONE)
+    chains = (chain for chain in CHAINS if text == chain or text.endswith(f"+{chain}"))
+    refine = max(chains, key=len, default=NONE)
+    if refine == NONE:
+        return text, NONE
+    return text.removesuffix(refine).removesuffix("+") or "uniform", refine
 
 
 def list_items(name: str, value: Any) -> list[Any]:

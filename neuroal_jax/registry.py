@@ -83,10 +83,21 @@ class Registry(Mapping[str, E], Generic[E]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def settings(self, name: str, values: Mapping[str, Any] | None = None, *, reference: bool = False) -> Settings:
-        """The values of an entry's options, from all of a run's; their defaults where there are none."""
-        chosen = {option.name: (values or {}).get(option.name, option.default) for option in self[name].options}
+    def named(self, value: str) -> tuple[str, ...]:
+        """The entries that an option's value names: one, several that are joined by +, or, as `none` does, no one."""
+        names = (value,) if value in self else tuple(value.split("+"))
+        return names if all(name in self for name in names) else ()
+
+    def settings(self, value: str, values: Mapping[str, Any] | None = None, *, reference: bool = False) -> Settings:
+        """The values of the options of what is `named`, from all of a run's; their defaults where there are none."""
+        options = [option for name in self.named(value) for option in self[name].options]
+        chosen = {option.name: (values or {}).get(option.name, option.default) for option in options}
         return Settings(tuple(chosen.items()), reference)
+
+    def restricted(self, name: str, settings: Settings) -> Settings:
+        """Of settings, those of one entry."""
+        own = {option.name for option in self[name].options}
+        return Settings(tuple(pair for pair in settings.values if pair[0] in own), settings.reference)
 
     def module(self, name: str) -> ModuleType:
         """The code of an entry, imported on first use."""

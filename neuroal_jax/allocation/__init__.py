@@ -19,6 +19,7 @@ class AllocationEntry(Entry):
     Attributes:
         needs: Statistics of the dense model's inputs that it measures over the calibration set.
         searches: Whether it scores candidates, so that the options of a search have an effect.
+        hurts_updates: Whether refinements that update weights were measured to end worse on it than on `uniform`.
         steps: Whether its search has NeuroAL's steps, so that `--step` and their lambdas have an effect.
         highest: The largest sparsity that it may give to a linear; above 1 the budget cuts it.
         objective: What it searches by where none is asked for.
@@ -26,6 +27,7 @@ class AllocationEntry(Entry):
 
     needs: tuple[str, ...] = ()
     searches: bool = False
+    hurts_updates: bool = False
     steps: bool = False
     highest: float = 1
     objective: str = "alignment"
@@ -35,7 +37,9 @@ ALLOCATIONS = Registry(
     "neuroal_jax.allocation",
     {
         "uniform": AllocationEntry(help="the same everywhere"),
-        "neuroal": AllocationEntry(help="NeuroAL", searches=True, steps=True, module="neuroal_jax.search.neuroal"),
+        "neuroal": AllocationEntry(
+            help="NeuroAL", searches=True, steps=True, hurts_updates=True, module="neuroal_jax.search.neuroal"
+        ),
         "owl": AllocationEntry(
             help="OWL",
             needs=("squares",),

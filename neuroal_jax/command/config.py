@@ -14,7 +14,7 @@ from neuroal_jax.data.texts import TEXTS
 from neuroal_jax.errors import IllegalCombination, UserError
 from neuroal_jax.masks.patterns import PATTERNS
 from neuroal_jax.pruners import PRUNERS
-from neuroal_jax.refine import NONE, REFINEMENTS
+from neuroal_jax.refine import CHAINS, NONE, REFINEMENTS
 from neuroal_jax.registry import Option, Registry
 from neuroal_jax.search.objective import OBJECTIVES
 
@@ -88,7 +88,9 @@ class PruneConfig(OptionsOfMethods):
         "what to prune",
         f"how much goes where: {_listed(ALLOCATIONS)}, or an allocation.json to reuse",
     )
-    refine: str = _option(NONE, "what to prune", "swap weights after pruning", choices=(NONE, *REFINEMENTS))
+    refine: str = _option(
+        NONE, "what to prune", f"what to mend after pruning: {_listed(REFINEMENTS)}", choices=(NONE, *CHAINS)
+    )
     budget: str = _option(
         "exact", "what to prune", "exact number of zeros, or the released code's rounding", choices=BUDGETS
     )
@@ -216,10 +218,10 @@ class PruneConfig(OptionsOfMethods):
         """Options without effect, and methods that do not go together."""
         for name, (own, kind, method) in OWN_OPTIONS.items():
             value = getattr(self, name)
-            if value != own.default and getattr(self, kind) != method:
+            if value != own.default and method not in METHODS[kind].named(getattr(self, kind)):
                 raise UserError(f"{flag(name)} {value} has no effect without {flag(kind)} {method}")
-        pruner = PRUNERS[self.pruner]
-        if self.refine != NONE and pruner.updates_weights:
+        swaps = any(not REFINEMENTS[name].updates_weights for name in REFINEMENTS.named(self.refine))
+        if swaps and PRUNERS[self.pruner].updates_weights:
             raise IllegalCombination(
                 f"--refine {self.refine} does not go with --pruner {self.pruner}: the kept weights already make up for "
                 "the pruned ones, so one that is grown back would count twice; use --refine none or another pruner"
@@ -232,9 +234,19 @@ class PruneConfig(OptionsOfMethods):
         self.changed_by_pruner()  # or says why it cannot be
 
     @property
+    def refine_updates(self) -> bool:
+        """Whether the refinement changes kept weights."""
+        return any(REFINEMENTS[name].updates_weights for name in REFINEMENTS.named(self.refine))
+
+    @property
+    def updates_weights(self) -> bool:
+        """Whether kept weights change too, so that masks alone do not hold the result."""
+        return PRUNERS[self.pruner].updates_weights or self.refine_updates
+
+    @property
     def model_directory(self) -> str | None:
-        """Where the pruned model goes; always somewhere where masks alone do not hold the pruner's result."""
-        if self.save_model is None and PRUNERS[self.pruner].updates_weights and self.out is not None:
+        """Where the pruned model goes; always somewhere where masks alone do not hold the result."""
+        if self.save_model is None and self.updates_weights and self.out is not None:
             return os.path.join(self.out, "model")
         return self.save_model
 

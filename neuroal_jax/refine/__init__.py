@@ -1,38 +1,67 @@
-"""The registry of refinements: they change which weights a mask keeps, never how many. Imports no JAX."""
+"""The registry of refinements, which mend a pruned model: which weights are kept, or their values. Imports no JAX."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neuroal_jax.registry import Entry, Option, Registry
 
-NONE = "none"  # leaves masks as they are
+NONE = "none"  # leaves pruned weights as they are
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement(Entry):
-    """A refinement. Its module has `refine(mask, weight, statistics, linear, settings) -> mask`, all `[out, in]`.
+    """A refinement: of masks, or, with `updates_weights`, of the kept weights.
 
-    In exact runs it grows no weight back that is zero anyway: the zeros that are written would be one more.
+    The module of one of masks has `refine(mask, weight, statistics, linear, settings) -> mask`, all `[out, in]`: as
+    many kept as before. In exact runs it grows no weight back that is zero anyway: the zeros that are written would be
+    one more.
 
-    It may also have `memory(shapes)`: bytes that it takes while a block is refined, and `COMPILER_BYTES`: to compile
-    and to hold its programs.
+    The module of one that updates weights has `update(weight, start, mask, products, settings) -> Solution` (see
+    `numerics/least_squares.py`), of all linears that read an input, one below the other: the dense weights and the
+    pruned ones.
+
+    It may also have `memory(linears, shapes)`: bytes that it takes while a block is refined, and `COMPILER_BYTES`: to
+    compile and to hold its programs.
 
     Attributes:
-        needs: Statistics of each input that it uses.
+        needs: Statistics of each input that a refinement of masks uses.
+        updates_weights: Whether kept weights change, so that masks alone do not hold the result.
     """
 
     needs: tuple[str, ...] = ()
+    updates_weights: bool = False
+
+
+def _chains(entries: Mapping[str, Refinement]) -> tuple[str, ...]:
+    """What can be asked for: each alone, or one of masks and then, on what it kept, one of weights."""
+    updates = [name for name, entry in entries.items() if entry.updates_weights]
+    masks = [name for name in entries if name not in updates]
+    return (*entries, *(f"{first}+{then}" for first in masks for then in updates))
 
 
 REFINEMENTS = Registry(
     "neuroal_jax.refine",
     {
         "dsnot": Refinement(
-            help="DSnoT swaps weights",
+            help="DSnoT swaps pruned for kept weights",
             needs=("squares", "sums", "variances"),
             options=(
                 Option("dsnot_cycles", 50, "DSnoT: most swaps per row", low=1),
                 Option("dsnot_threshold", 0.1, "DSnoT: rows with at most this error are left alone"),
             ),
         ),
+        "refit": Refinement(
+            help="least squares on the kept weights, so that outputs are the dense ones again",
+            options=(
+                Option(
+                    "refit_damping",
+                    0.1,
+                    "refit: how firmly weights hold to what they were, by the mean square of the inputs",
+                ),
+                Option("refit_iterations", 8, "refit: most steps of conjugate gradients", low=1),
+            ),
+            updates_weights=True,
+        ),
     },
 )
+CHAINS = _chains(REFINEMENTS)

@@ -1,6 +1,7 @@
 """DSnoT (Zhang et al., 2024): swap pruned for kept weights, row by row, until the expected output is right again."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,8 +17,9 @@ COMPILER_BYTES = 60 * 2**20
 _BYTES = 36  # per weight: contributions, scores, gains, two sorts with their keys
 
 
-def memory(shapes: Shapes) -> int:
+def memory(linears: Sequence[LinearSpec], shapes: Shapes) -> int:
     """Bytes while one linear after the other is refined: sorts of the widest."""
+    del linears
     return _BYTES * max(map(math.prod, shapes.values()))
 
 

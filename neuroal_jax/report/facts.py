@@ -65,6 +65,11 @@ def key_facts(manifest: Manifest) -> Facts:
     if manifest["damping"]:
         most = max(x for block in manifest["damping"] for x in block.values())
         texts["damping of the Hessians"] = f"at most {most:g}"
+    if records := [record for block in manifest.get("refit", ()) for record in block.values()]:
+        before, after = (
+            sum(record[f"error_{when}"] for record in records) / len(records) for when in ("before", "after")
+        )
+        texts["errors of the linears' outputs"] = f"{before:.1%} on average, {after:.1%} after the refit"
     texts["device"] = manifest["device"]
     texts["memory peak"] = f"host {_mib(memory['host_peak'])}, device {_mib(memory['device_peak'])}"
     texts["versions"] = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())

@@ -122,6 +122,7 @@ def describe_run(
         **describe_search(pruned.decision),
         "objective": settled.config.objective if pruned.decision.stages else None,
         "damping": [block.damping for block in pruned.blocks if block.damping],
+        "refit": [block.refits for block in pruned.blocks if block.refits],
         "sparsity": {
             "requested": budget.sparsity,
             "achieved": zeros / budget.prunable,

@@ -12,7 +12,8 @@ The formula, with C candidates per batch out of K, N search sequences of T token
                or where the objective reads the head, hidden states, and the final ones of the dense model (h fp32)
                        + a slice of the head's table, its logits for one window and what it expects of the vectors
              pruning:    hidden states                     (of all calibration sequences)
-                       + activations of a batch, a pruned block, selection
+                       + activations of a batch (twice where kept weights are fitted to dense outputs), a pruned block,
+                         selection
                        + what the pruner and the refinement say that they take
              perplexity: hidden states                     (of one text's windows)
                        + activations of a batch and a pruned block, or
@@ -133,7 +134,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     live = size * _live_width(checkpoint)
     selection = _SELECTION_BYTES * max(math.prod(shape) for shape in shapes.values())
     available, on_host = device_memory()
-    pruner, refinement = work.method.memory(shapes, checkpoint.input_widths())
+    pruner, refinement = work.method.memory(checkpoint.family.linears, shapes, checkpoint.input_widths())
     attention = 2 * max(score_bytes(), 4 * checkpoint.config.num_attention_heads * work.seqlen**2)
     fixed = (5 if on_host else 2) * block + attention
 
@@ -149,14 +150,15 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     search_peak = search_fixed + max(batch * per_candidate, batch * tokens * hidden + head) if batch else 0
 
     windows = max(work.samples, work.windows or 0)
-    pruning = work.samples * work.seqlen * hidden + work.batch * work.seqlen * live
+    forwards = 1 if work.method.update is None else 2  # the block as it is now and as it was
+    pruning = work.samples * work.seqlen * hidden + forwards * work.batch * work.seqlen * live
     pruning += block + selection + pruner + refinement
     walk_peak = fixed + max(pruning, *_vocabulary_bytes(checkpoint, work, hidden, live, block))
 
     mask_bytes = checkpoint.num_blocks * sum(out * -(-width // 8) for out, width in shapes.values())
     device = max(search_peak, walk_peak)
     # A block, what is left of it and the next one; all hidden states where the method reads activations; the masks.
-    states = work.samples * work.seqlen * hidden if work.method.needs else 0
+    states = work.samples * work.seqlen * hidden if work.method.reads_activations else 0
     held = block * (3 if checkpoint.num_blocks > 1 else 2)
     certain = (held + states if on_host else 0) + mask_bytes
     search_tokens = tokens * batch * -(-max(work.steps, default=0) // batch) if batch else 0

@@ -63,6 +63,11 @@ def settle(asked: PruneConfig) -> SettledRun:
             config = replace(config, **changes)
             settled = ", ".join(f"{flag(name)} {'none' if value == () else value}" for name, value in changes.items())
             log.info("%s chooses over all rows of a linear: the search goes on with %s", config.pruner, settled)
+        if ALLOCATIONS[config.allocation].hurts_updates and config.refine_updates:
+            message = (
+                "--allocation %s was decided without --refine %s and hurts it: --allocation uniform is better here"
+            )
+            log.warning(message, config.allocation, config.refine)
         stage_sizes = code.stage_sizes(config.plain(), sparsity) if hasattr(code, "stage_sizes") else []
     if config.dtype == AUTO:
         config = replace(config, dtype="float32" if jax.default_backend() == "cpu" else checkpoint.dtype)

@@ -1,7 +1,7 @@
 """Pruning the model: each block on statistics of the pruned blocks before it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
@@ -16,6 +16,7 @@ from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Advance, Batches, Blocks, ignore
 from neuroal_jax.walk.method import Method
 from neuroal_jax.walk.programs import PrunedBlock, Weights
+from neuroal_jax.walk.update import update
 
 # Given a block's number and its updated weights, gives what stands for them in the result: in files, for example.
 MoveUpdated = Callable[[int, dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -30,12 +31,14 @@ class BlockResult:
         kept_zeros: Number of kept weights that are written as zeros all the same.
         updated: The weights in the checkpoint's dtype, where the pruner changed kept ones too; else empty.
         damping: What the Hessian of each linear's input was damped with, where there is one.
+        refits: How far each linear's output is from the dense one, where the refinement updates weights: see `update`.
     """
 
     packed: dict[str, np.ndarray]
     kept_zeros: dict[str, int]
     updated: dict[str, np.ndarray]
     damping: dict[str, float]
+    refits: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def prune(
@@ -62,13 +65,16 @@ def prune(
         UserError: If activations, factors or updated weights are not finite.
     """
     steps = blocks.begin("pruning", advance)
-    hidden: Batches = steps.hidden(lambda: blocks.embed(blocks.batches(windows)) if method.needs else [])
+    hidden: Batches = steps.hidden(lambda: blocks.embed(blocks.batches(windows)) if method.reads_activations else [])
     results = [_stored(output, block, move_updated) for block, output in enumerate(steps.outputs)]
     for block, weights in blocks.read(steps.first):
         statistics = _statistics(blocks, method, block, weights, hidden, len(windows))
-        pruned = programs.prune(blocks.spec, method, weights, statistics, counts[block])
+        pruned = programs.prune(blocks.spec, method.of_masks, weights, statistics, counts[block])
         blocks.check_damping(block, pruned.damping)
-        result = _result(blocks, method, block, pruned, zeros[block] if zeros else {})
+        refits: dict[str, dict[str, float]] = {}
+        if method.update is not None:
+            pruned, refits = update(blocks, method.update, block, weights, pruned, hidden, len(windows))
+        result = replace(_result(blocks, method, block, pruned, zeros[block] if zeros else {}), refits=refits)
         if method.updates_weights:
             pruned = pruned._replace(weights=Weights(blocks.put(result.updated), weights.rest))
             result = replace(result, updated=move_updated(block, result.updated))
@@ -84,7 +90,7 @@ def _statistics(
     blocks: Blocks, method: Method, block: int, weights: Weights, hidden: Batches, sequences: int
 ) -> dict[str, Statistics]:
     """What the method needs of every input, over the first `sequences` sequences of the batches `hidden`."""
-    if not hidden:
+    if not method.needs:
         return {}
     state = blocks.new_statistics(method.needs, sequences)
     for number, h in enumerate(hidden):
@@ -139,7 +145,7 @@ def _as_stored(blocks: Blocks, tensor: str, weight: np.ndarray) -> np.ndarray:
     if not is_finite(found):
         raise UserError(
             f"tensor {tensor}: the updated weights are not finite in {stored.name}, the checkpoint's dtype: "
-            "convert the checkpoint to float32, or use another --pruner"
+            "convert the checkpoint to float32, or use another --pruner or --refine"
         )
     return found
 
@@ -151,4 +157,7 @@ def _stored(output: dict[str, Any], block: int, move_updated: MoveUpdated) -> Bl
         kept_zeros={name: int(n) for name, n in output["kept_zeros"].items()},
         updated=move_updated(block, output["updated"]),
         damping={name: float(value) for name, value in output["damping"].items()},
+        refits={
+            name: {kind: value.item() for kind, value in found.items()} for name, found in output["refits"].items()
+        },
     )

@@ -1,6 +1,6 @@
 """How weights are chosen once it is known how many: the pruner, its pattern and the refinement of one run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from neuroal_jax.masks.patterns import Pattern, make_pattern
 from neuroal_jax.models.family import LinearSpec, Shapes
+from neuroal_jax.numerics.least_squares import Products, Solution
 from neuroal_jax.numerics.selection import Quota
 from neuroal_jax.numerics.statistics import Statistics
 from neuroal_jax.pruners import PRUNERS
@@ -25,7 +26,7 @@ class Method:
         pruner: Its name.
         settings: The values of its options.
         pattern: Which weights compete.
-        refinement: Its name; `none` leaves the masks as they are.
+        refinement: Its name, or two names joined by +; `none` leaves pruned weights as they are.
         refinement_settings: The values of its options.
     """
 
@@ -43,13 +44,34 @@ class Method:
     @property
     def needs(self) -> tuple[str, ...]:
         """The statistics that pruning a block takes."""
-        refinement = () if self.refinement == NONE else REFINEMENTS[self.refinement].needs
+        refinement = {need for name in self._refinements for need in REFINEMENTS[name].needs}
         return tuple(sorted({*PRUNERS[self.pruner].needs, *refinement}))
+
+    @property
+    def reads_activations(self) -> bool:
+        """Whether a block is pruned by what comes in, not by its weights alone."""
+        return bool(self.needs) or self.update is not None
 
     @property
     def updates_weights(self) -> bool:
         """Whether kept weights change too."""
-        return PRUNERS[self.pruner].updates_weights
+        return PRUNERS[self.pruner].updates_weights or self.update is not None
+
+    @property
+    def update(self) -> "Update | None":
+        """The refinement's part that changes the kept weights, once a block's masks are there; None without one."""
+        names = [name for name in self._refinements if REFINEMENTS[name].updates_weights]
+        return Update(names[0], REFINEMENTS.restricted(names[0], self.refinement_settings)) if names else None
+
+    @property
+    def of_masks(self) -> "Method":
+        """Without the refinement's part that changes the kept weights."""
+        names = [name for name in self._refinements if not REFINEMENTS[name].updates_weights]
+        if not names:
+            return self.unrefined
+        return replace(
+            self, refinement=names[0], refinement_settings=REFINEMENTS.restricted(names[0], self.refinement_settings)
+        )
 
     def prepare(self, statistics: Statistics) -> Any:
         """What the linears that share an input need of its statistics."""
@@ -85,21 +107,22 @@ class Method:
         statistics: Statistics,
         linear: LinearSpec,
     ) -> Bool[Array, "out in"]:
-        """The mask that the refinement makes of a mask; `weight` is the dense one."""
+        """The mask that the refinement makes of a mask, of `of_masks`; `weight` is the dense one."""
         code = REFINEMENTS.module(self.refinement)
         refined: Array = code.refine(mask, weight, statistics, linear, self.refinement_settings)
         return refined
 
-    def memory(self, shapes: Shapes, widths: Mapping[str, int]) -> tuple[int, int]:
+    def memory(self, linears: Sequence[LinearSpec], shapes: Shapes, widths: Mapping[str, int]) -> tuple[int, int]:
         """Bytes beside a block's weights that the pruner takes, and those that the refinement takes.
 
         Args:
-            shapes: `(out, in)` of each linear.
+            linears: Of a block.
+            shapes: `(out, in)` of each.
             widths: Of each input.
         """
         pruner = self._code.memory(shapes, widths) if hasattr(self._code, "memory") else 0
-        refinement = sum(code.memory(shapes) for code in self._refinement_code if hasattr(code, "memory"))
-        return pruner, refinement
+        refinements = [code.memory(linears, shapes) for code in self._refinement_code if hasattr(code, "memory")]
+        return pruner, max(refinements, default=0)  # one after the other
 
     @property
     def compiler_bytes(self) -> int:
@@ -112,8 +135,36 @@ class Method:
 
     @property
     def _refinement_code(self) -> list[ModuleType]:
-        """One module, or none."""
-        return [] if self.refinement == NONE else [REFINEMENTS.module(self.refinement)]
+        return [REFINEMENTS.module(name) for name in self._refinements]
+
+    @property
+    def _refinements(self) -> tuple[str, ...]:
+        """What the refinement is made of."""
+        return REFINEMENTS.named(self.refinement)
+
+
+@dataclass(frozen=True)
+class Update:
+    """How kept weights change once a block's masks are there.
+
+    Attributes:
+        refinement: Its name.
+        settings: The values of its options.
+    """
+
+    refinement: str
+    settings: Settings
+
+    def __call__(
+        self,
+        weight: Float[Array, "out in"],
+        start: Float[Array, "out in"],
+        mask: Bool[Array, "out in"],
+        products: Products,
+    ) -> Solution:
+        """The kept weights of all linears that read an input, see `Refinement`."""
+        found: Solution = REFINEMENTS.module(self.refinement).update(weight, start, mask, products, self.settings)
+        return found
 
 
 def make_method(pruner: str, refinement: str = NONE, options: Mapping[str, Any] | None = None) -> Method:

@@ -18,13 +18,14 @@ from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
 from neuroal_jax.machine.programs import program
 from neuroal_jax.models.family import LinearSpec
-from neuroal_jax.numerics import kl, softmax
+from neuroal_jax.numerics import kl, least_squares, softmax
 from neuroal_jax.numerics.kl import Dense, Expectation
+from neuroal_jax.numerics.least_squares import Products
 from neuroal_jax.numerics.selection import Quotas
 from neuroal_jax.numerics.softmax import Normalizer
 from neuroal_jax.numerics.statistics import STATISTICS, Statistics, measure, norms
 from neuroal_jax.refine import NONE
-from neuroal_jax.walk.method import Method
+from neuroal_jax.walk.method import Method, Update
 
 Objective = Callable[[Float[Array, "in"], Float[Array, "in"]], Float[Array, ""]]  # of dense and pruned norms
 StatisticsOfInputs = dict[str, Statistics]
@@ -160,12 +161,69 @@ class PrunedBlock(NamedTuple):
 def prune(
     spec: BlockSpec, method: Method, weights: Weights, statistics: StatisticsOfInputs, quotas: Quotas
 ) -> PrunedBlock:
-    """Prunes all linears of a block, with the pruner and then the refinement."""
+    """Prunes all linears of a block, with the pruner and then the refinement, which is one of masks."""
     chosen = _prune(spec, method, weights, statistics, quotas)
     if method.refinement != NONE:
         chosen = _refine(spec, method, weights, statistics, chosen)
     packed = {name: jnp.packbits(mask, axis=1) for name, mask in chosen.masks.items()}
     return PrunedBlock(chosen.weights, packed, chosen.damping)
+
+
+@program(static=2, donate="before")
+def add_products(
+    spec: BlockSpec,
+    name: str,
+    dense: Weights,
+    pruned: Weights,
+    hidden: Float[Array, "b t d"],
+    before: Products,
+    first: Int[Array, ""],
+    total: Int[Array, ""],
+) -> Products:
+    """Takes a batch into the products of the input `name`; `first` sequences came before, of `total` ones.
+
+    XLA drops what comes after that input in both blocks, and what both share is computed once.
+    """
+    now, then = (_forward(spec, weights, hidden)[1][name] for weights in (pruned, dense))
+    return least_squares.add_products(before, now, then, first + jnp.arange(hidden.shape[0]) < total)
+
+
+class Updated(NamedTuple):
+    """Linears that read one input, their kept weights changed.
+
+    Attributes:
+        weights: fp32, zeros where the masks prune.
+        errors: How far each one's output is from the dense one, before and after, as a share of its size.
+        iterations: How many it took, for all of them.
+    """
+
+    weights: dict[str, Float[Array, "out in"]]
+    errors: dict[str, Float[Array, "2"]]
+    iterations: Int[Array, ""]
+
+
+@program(static=1)
+def update(
+    update: Update,
+    dense: dict[str, Float[Array, "out in"]],
+    pruned: dict[str, Float[Array, "out in"]],
+    packed: dict[str, UInt8[Array, "out bytes"]],
+    products: Products,
+) -> Updated:
+    """Changes the kept weights of linears that read one input, all at once."""
+    width = products.gram.shape[0]
+    stacked = [jnp.concatenate([of_linears[name] for name in dense]) for of_linears in (dense, pruned, packed)]
+    mask = jnp.unpackbits(stacked[2], axis=1, count=width).astype(bool)
+    found = update(stacked[0], stacked[1], mask, products)
+    ends = np.cumsum([len(weight) for weight in dense.values()])[:-1]
+
+    def of_each(rows: Array) -> dict[str, Array]:
+        return dict(zip(dense, jnp.split(rows, ends), strict=True))
+
+    sizes = of_each(jnp.stack([found.before, found.after, found.dense], axis=1))
+    sums = {name: jnp.sum(rows, axis=0) for name, rows in sizes.items()}
+    errors = {name: jnp.sqrt(total[:2] / jnp.where(total[2] > 0, total[2], 1)) for name, total in sums.items()}
+    return Updated(of_each(found.weight), errors, found.iterations)
 
 
 @program()

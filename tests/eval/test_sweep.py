@@ -244,16 +244,20 @@ def test_a_sweep_measures_the_dense_model_once(llama, tokens, tmp_path):
 
 def test_options_reach_only_the_runs_that_they_are_for():
     values = {
-        "models": ["demo"], "pruners": ["wanda"], "top_ups": ["uniform", "owl", "dsnot", "owl+dsnot"],
-        "steps": ["both"], "objectives": ["auto"], "sparsities": ["0.5"], "seeds": ["3"],
-        "owl_m": 3, "dsnot_cycles": "7",
+        "models": ["demo"], "pruners": ["wanda"],
+        "top_ups": ["uniform", "owl", "dsnot", "owl+dsnot", "refit", "owl+dsnot+refit"],
+        "steps": ["both"], "objectives": ["auto"], "sparsities": ["0.5"], "seeds": ["3"], "owl_m": 3,
+        "dsnot_cycles": "7", "refit_damping": "0.3",
     }  # fmt: skip
-    found = [grid.plan(values, Path("out"))[0][i].config for i in range(4)]
+    found = [run.config for run in grid.plan(values, Path("out"))[0]]
     assert [(config.allocation, config.refine) for config in found] == [
-        ("uniform", "none"), ("owl", "none"), ("uniform", "dsnot"), ("owl", "dsnot"),
+        ("uniform", "none"), ("owl", "none"), ("uniform", "dsnot"), ("owl", "dsnot"), ("uniform", "refit"),
+        ("owl", "dsnot+refit"),
     ]  # fmt: skip
-    assert [config.owl_m for config in found] == [5, 3, 5, 3]
-    assert [config.dsnot_cycles for config in found] == [50, 50, 7, 7]
+    assert [config.owl_m for config in found] == [5, 3, 5, 3, 5, 3]
+    assert [config.dsnot_cycles for config in found] == [50, 50, 7, 7, 50, 7]
+    assert [config.refit_damping for config in found] == [0.1, 0.1, 0.1, 0.1, 0.3, 0.3]
+    assert [config.updates_weights for config in found] == [False] * 4 + [True] * 2
     assert {config.seed for config in found} == {3}
 
 

@@ -318,7 +318,7 @@ COMBINATIONS = [
     ("magnitude", "neuroal", "dsnot"),
     ("sparsegpt", "owl", "none"),
     ("wanda", "shape", "none"),
-    ("multiflow", "dlp", "dsnot"),
+    ("multiflow", "dlp", "dsnot+refit"),
 ]
 EVERY = [
     combination
@@ -353,7 +353,7 @@ def test_every_pruner_allocation_and_refinement_hits_the_exact_budget(
         )  # fmt: skip
         sparsity = result.manifest["sparsity"]
         assert sparsity["zeros"] == round(0.6 * sparsity["prunable"]) == result.masks.zeros(), out.name
-        if pruner == "sparsegpt":
+        if (out / "model").exists():
             check_pruned(result.masks, open_checkpoint(str(out / "model")).source, "the saved model")
 
 

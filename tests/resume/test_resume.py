@@ -74,6 +74,7 @@ CASES = {
     "owl": {"allocation": "owl", "eval": "none", "refine": "dsnot"},
     "by kl": {"eval": "none", "objective": "kl"},
     "alpha": {"allocation": "alpha", "eval": "none"},
+    "refit": {"allocation": "uniform", "eval": "none", "refine": "refit", "nsamples": 5},
     "shape": {"allocation": "shape", "eval": "none", **FEW},
 }
 
@@ -96,7 +97,18 @@ def test_a_run_goes_on_from_every_block_to_the_same_bytes(model, tokens, tmp_pat
     assert files(out) == files(tmp_path / "whole")
     assert len(result) == len(expected.masks.packed)
     again = json.loads((out / "manifest.json").read_text())
-    for key in ("scores", "alignment", "measured", "gains", "damping", "token_ppl", "zeros_per_linear", "sparsity"):
+    recorded = (
+        "scores",
+        "alignment",
+        "measured",
+        "gains",
+        "damping",
+        "refit",
+        "token_ppl",
+        "zeros_per_linear",
+        "sparsity",
+    )
+    for key in recorded:
         assert again[key] == expected.manifest[key], key
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
     before = {"uniform": 0, "owl": 1, "alpha": 1, "shape": 8}.get(

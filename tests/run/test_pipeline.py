@@ -231,8 +231,9 @@ def zeros_in(model):
         {"pruner": "wanda", "step": "both"},
         {"pruner": "multiflow", "allocation": "uniform", "refine": "dsnot"},
         {"pruner": "sparsegpt", "step": "block"},
+        {"pruner": "wanda", "allocation": "uniform", "refine": "dsnot+refit"},
     ],
-    ids=lambda options: options["pruner"],
+    ids=lambda options: options.get("refine", options["pruner"]),
 )
 def test_the_exact_budget_counts_the_zeros_that_are_written(sparse_llama, tokens, tmp_path, options):
     from convert.masks_to_torch import verify

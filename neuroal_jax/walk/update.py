@@ -1,0 +1,98 @@
+"""Changing the kept weights of a pruned block, one input of its linears after the other."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from neuroal_jax.errors import UserError
+from neuroal_jax.models.family import LinearSpec
+from neuroal_jax.numerics.least_squares import Products, no_products
+from neuroal_jax.walk import programs
+from neuroal_jax.walk.blocks import Batches, Blocks
+from neuroal_jax.walk.method import Update
+from neuroal_jax.walk.programs import PrunedBlock, Weights
+
+
+def by_input(linears: Sequence[LinearSpec]) -> dict[str, list[str]]:
+    """The linears that read each input, in the order in which inputs arise in the block.
+
+    A family lists its linears so that no input depends on linears of a later one.
+    """
+    found: dict[str, list[str]] = {}
+    for linear in linears:
+        found.setdefault(linear.reads, []).append(linear.name)
+    return found
+
+
+def update(
+    blocks: Blocks,
+    of_input: Update,
+    block: int,
+    dense: Weights,
+    pruned: PrunedBlock,
+    hidden: Batches,
+    sequences: int,
+) -> tuple[PrunedBlock, dict[str, dict[str, float]]]:
+    """Changes the kept weights of all linears that read an input, then those that read the next one.
+
+    Each input is measured in the block whose linears before it are updated already, and in the dense block; both behind
+    the same pruned blocks.
+
+    Args:
+        blocks: The model.
+        of_input: How weights change.
+        block: Number of the block.
+        dense: The block's weights.
+        pruned: The pruned block.
+        hidden: The block's input, in batches.
+        sequences: How many sequences of these count.
+
+    Returns:
+        The block with other kept weights in fp32, and by linear `error_before` and `error_after`, how far its output is
+        from the dense one as a share of that one's size; and `iterations`.
+
+    Raises:
+        UserError: If activations or weights are not finite.
+    """
+    weights, records = dict(pruned.weights.linears), {}
+    for name, linears in by_input(blocks.spec.linears).items():
+        now = Weights({linear: weight.astype(blocks.dtype) for linear, weight in weights.items()}, dense.rest)
+        products = _products(blocks, name, dense, now, hidden, sequences)
+        of_linears = (
+            {linear: found[linear] for linear in linears} for found in (dense.linears, weights, pruned.packed)
+        )
+        updated = programs.update(of_input, *of_linears, products)
+        errors = {linear: np.asarray(error) for linear, error in updated.errors.items()}
+        _check(blocks, block, of_input, errors)
+        weights |= updated.weights
+        for linear, (before, after) in errors.items():
+            iterations = int(updated.iterations)
+            records[linear] = {"error_before": float(before), "error_after": float(after), "iterations": iterations}
+    ordered = {linear.name: records[linear.name] for linear in blocks.spec.linears}
+    return pruned._replace(weights=Weights(weights, dense.rest)), ordered
+
+
+def _products(blocks: Blocks, name: str, dense: Weights, pruned: Weights, hidden: Batches, sequences: int) -> Products:
+    """The products of an input, which is the same in both blocks if no linear comes before it."""
+    same = name == blocks.spec.linears[0].reads
+    products = no_products(blocks.checkpoint.input_widths()[name], same=same)
+    for number, h in enumerate(hidden):
+        first = number * blocks.batch
+        products = programs.add_products(blocks.spec, name, dense, pruned, h, products, first, sequences)
+    return products
+
+
+def _check(blocks: Blocks, block: int, of_input: Update, errors: Mapping[str, Float[np.ndarray, "2"]]) -> None:
+    """Raises UserError where the output before or after is not finite."""
+    for linear, (before, after) in errors.items():
+        if not np.isfinite(before):
+            raise UserError(
+                f"block {block}: the input or the output of {linear} is not finite in {blocks.dtype}: "
+                "try --dtype float32"
+            )
+        if not np.isfinite(after):
+            raise UserError(
+                f"block {block}: --refine {of_input.refinement} makes the weights of {linear} not finite: use other "
+                "calibration text, or --refine none"
+            )
