@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroal_jax.allocation import ALLOCATIONS
-from neuroal_jax.command.config import METHODS, OWN_OPTIONS, STEPS, PruneConfig
+from neuroal_jax.command.config import AUTO, METHODS, OWN_OPTIONS, STEPS, PruneConfig
 from neuroal_jax.command.values import flag
 from neuroal_jax.errors import IllegalCombination, UserError
 from neuroal_jax.refine import CHAINS, NONE
@@ -73,7 +73,7 @@ def plan(values: Mapping[str, Any], out: Path) -> tuple[list[Run], list[tuple[st
         except IllegalCombination as error:
             searches = allocation in ALLOCATIONS and ALLOCATIONS[allocation].searches
             shown = [axis for axis in AXES if axis != "seeds" and (axis not in _OF_A_SEARCH or searches)]
-            combination = " ".join(str(point[axis]) for axis in shown)
+            combination = " ".join(str(point[axis]) for axis in shown if point[axis] != AUTO)
             left_out.append((combination, str(error)))
             continue
         run = _place(config, out)

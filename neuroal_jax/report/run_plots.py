@@ -167,9 +167,9 @@ def _row_quantiles(rows_of_blocks: Sequence[Any], scale: Mapping[str, Any]) -> g
 def _scores(manifest: Manifest) -> list[Section]:
     """A section for every step whose candidates were recorded, or one for all where each goes on from the last."""
     winners = recorded_winners(manifest)
-    if manifest.get("gains"):
-        return [_course(recorded_candidates(manifest), winners, manifest["gains"])]
     objective = manifest.get("options", {}).get("objective", "alignment")
+    if manifest.get("gains"):
+        return [_course(recorded_candidates(manifest), winners, manifest["gains"], objective)]
     sections = [
         _step_scores((f"scores-{index}", f"Candidates of the {step} step"), candidates, winners.get(step), objective)
         for index, (step, candidates) in enumerate(recorded_candidates(manifest).items())
@@ -183,6 +183,7 @@ def _course(
     stages: Mapping[str, Sequence[Mapping[str, Any]]],
     winners: Mapping[str, Mapping[str, Any]],
     gains: Mapping[str, Mapping[str, Any]],
+    objective: str,
 ) -> Section:
     """All candidates in the order in which they were tried, and the winners that were kept."""
     traces, stars, first = [], [], 0
@@ -202,7 +203,7 @@ def _course(
         "Score of every candidate in the order in which the stages of the search tried them, and the winner of each "
         f"stage that was kept; lower is better. Each winner against the best before it: {found}."
     )
-    plot = figure(traces, "candidate", "score", yaxis={"type": "log"})
+    plot = figure(traces, "candidate", f"{objective} score", yaxis={"type": "log"})
     return Section("course", "Course of the search", sentence, {"": plot})
 
 

@@ -141,7 +141,7 @@ def _moved(
     base: Trial, eta: float, steps: Mapping[str, float], around: Mapping[str, np.ndarray], problem: Problem
 ) -> tuple[Parameters, Allocation]:
     """The base moved by `eta` times all steps."""
-    distances = {name: eta * step for name, step in steps.items()}
+    distances = {name: round(eta * step, 9) for name, step in steps.items()}  # 0.03, not 0.030000000000000006
     change = sum(
         (distances[name] * values for name, values in around.items()), np.zeros_like(next(iter(around.values())))
     )

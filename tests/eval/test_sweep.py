@@ -265,7 +265,7 @@ def test_runs_stay_inside_the_output(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for model in (".", "..", "/", "x/.."):
         values = {"models": [model], "pruners": ["wanda"], "top_ups": ["uniform"], "steps": ["both"]}
-        values |= {"sparsities": [0.5], "seeds": [0]}
+        values |= {"objectives": ["auto"], "sparsities": [0.5], "seeds": [0]}
         (run,) = grid.plan(values, Path("out"))[0]
         assert run.config.out == f"out/{run.name}"
         assert ".." not in run.name

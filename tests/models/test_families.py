@@ -317,7 +317,8 @@ COMBINATIONS = [
     ("multiflow", "alpha", "none"),
     ("magnitude", "neuroal", "dsnot"),
     ("sparsegpt", "owl", "none"),
-    ("wanda", "alpha", "dsnot+refit"),
+    ("wanda", "shape", "none"),
+    ("multiflow", "dlp", "dsnot+refit"),
 ]
 EVERY = [
     combination

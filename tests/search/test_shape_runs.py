@@ -77,6 +77,7 @@ def test_what_each_stage_gave_is_told(llama, tokens, tmp_path, caplog):
     for stage in result.manifest["gains"]:
         assert f"{stage} step: " in caplog.text
     assert " than the best before" in caplog.text
+    assert caplog.text.count("the search set has 96 tokens; below 2048, a search by kl overfits") == 1
 
 
 @pytest.mark.slow
