@@ -47,11 +47,15 @@ ROWS: tuple[Mapping[str, str], ...] = (
     {"pruners": "wanda", "top_ups": "neuroal", "steps": "block"},
     {"pruners": "wanda", "top_ups": "neuroal", "steps": "both"},
     {"pruners": "wanda", "top_ups": "shape"},
+    {"pruners": "wanda", "top_ups": "refit"},
+    {"pruners": "wanda", "top_ups": "neuroal+refit", "steps": "both"},
+    {"pruners": "wanda", "top_ups": "shape+refit"},
     {"pruners": "sparsegpt", "top_ups": "uniform"},
     {"pruners": "sparsegpt", "top_ups": "owl"},
     {"pruners": "sparsegpt", "top_ups": "alpha"},
     {"pruners": "sparsegpt", "top_ups": "neuroal", "steps": "block"},
     {"pruners": "sparsegpt", "top_ups": "shape"},
+    {"pruners": "sparsegpt", "top_ups": "refit"},
 )
 SPARSITIES = "0.5,0.6"
 TASK_ROWS = ("wanda uniform", "wanda neuroal both")  # of which, at `TASK_SPARSITY`, lm-eval measures accuracies

@@ -65,6 +65,13 @@ def _listed(entries: Registry[Any]) -> str:
     )
 
 
+_HURT = "".join(
+    f"; --allocation {name} was decided without the latter and makes it worse than uniform does"
+    for name, entry in ALLOCATIONS.items()
+    if entry.hurts_updates
+)
+
+
 @dataclass(frozen=True)
 class PruneConfig(OptionsOfMethods):
     """Options of one run; `neuroal_jax.prune(PruneConfig(...))` is the command in Python.
@@ -89,7 +96,10 @@ class PruneConfig(OptionsOfMethods):
         f"how much goes where: {_listed(ALLOCATIONS)}, or an allocation.json to reuse",
     )
     refine: str = _option(
-        NONE, "what to prune", f"what to mend after pruning: {_listed(REFINEMENTS)}", choices=(NONE, *CHAINS)
+        NONE,
+        "what to prune",
+        f"what to mend after pruning: {_listed(REFINEMENTS)}{_HURT}",
+        choices=(NONE, *CHAINS),
     )
     budget: str = _option(
         "exact", "what to prune", "exact number of zeros, or the released code's rounding", choices=BUDGETS

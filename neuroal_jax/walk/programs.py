@@ -203,7 +203,7 @@ class Updated(NamedTuple):
 
 
 @program(static=1)
-def update(
+def update_weights(
     update: Update,
     dense: dict[str, Float[Array, "out in"]],
     pruned: dict[str, Float[Array, "out in"]],

@@ -62,7 +62,7 @@ def update(
         of_linears = (
             {linear: found[linear] for linear in linears} for found in (dense.linears, weights, pruned.packed)
         )
-        updated = programs.update(of_input, *of_linears, products)
+        updated = programs.update_weights(of_input, *of_linears, products)
         errors = {linear: np.asarray(error) for linear, error in updated.errors.items()}
         _check(blocks, block, of_input, errors)
         weights |= updated.weights

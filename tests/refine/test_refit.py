@@ -213,3 +213,18 @@ def test_activations_that_are_not_finite_are_named(make_llama, tokens, tmp_path)
     with pytest.raises(UserError, match=r"block 1: the input or the output of mlp\.up_proj is not finite"):
         run(model, tokens, tmp_path / "out", pruner="magnitude", refine="refit", allocation="uniform", eval="none")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_knows_what_it_takes(llama):
+    blocks = Blocks(open_checkpoint(str(llama)), "float32")
+    shapes = blocks.checkpoint.linear_shapes()
+    expected = 4 * max(3 * 32**2 + 10 * 2 * 56 * 32, 3 * 56**2 + 10 * 32 * 56)
+    assert refit.memory(blocks.spec.linears, shapes) == expected
+    plan = {"model": str(llama), "sparsity": 0.6, "dry_run": True, "seqlen": 16, "eval": "none", "pruner": "magnitude"}
+    plain, refitted = (
+        neuroal_jax.prune(neuroal_jax.PruneConfig(**plan, allocation="uniform", refine=name)).plan
+        for name in ("none", "refit")
+    )
+    assert refitted.device_peak >= plain.device_peak + expected
+    assert refitted.certain_host > plain.certain_host  # hidden states of all sequences
+    assert refitted.output_bytes > plain.output_bytes + 4 * plain.prunable  # the model

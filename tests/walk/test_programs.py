@@ -79,12 +79,12 @@ def traces(make_llama, tokens, tmp_path_factory):
 def test_the_traces_are_those_of_every_method(traces):
     assert {method[kind] for method in METHODS for kind in method} == {*PRUNERS, *ALLOCATIONS, *REFINEMENTS}
     programs = {"embed", "run", "add_statistics", "observe", "prune", "apply_masks", "add_logits"}
-    programs |= {"window_losses", "add_products", "update"}
+    programs |= {"window_losses", "add_products", "update_weights"}
     programs |= {"dense_run", "dense_runs", "prune_candidates", "compare", "compare_last", "outlier_share", "spectrum"}
     assert {trace.name for trace in traces} == programs
     pruned = {trace.arguments[1] for trace in traces if trace.name == "prune"}
     assert {method.pruner for method in pruned} == set(PRUNERS)
-    updates = {trace.arguments[0].refinement for trace in traces if trace.name == "update"}
+    updates = {trace.arguments[0].refinement for trace in traces if trace.name == "update_weights"}
     assert {method.refinement for method in pruned} | updates == {"none", *REFINEMENTS}
 
 
