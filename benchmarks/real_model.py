@@ -37,8 +37,9 @@ from neuroal_jax.files.claims import claimed
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import replace_text, replaced
 
-# The table's rows: what `eval.sweep` is to vary, and to what. A row's name is these words.
-ROWS: tuple[Mapping[str, str], ...] = (
+# A row of the table: what `eval.sweep` is to vary, and to what; True gives a flag without a value.
+Row = Mapping[str, str | bool]
+ROWS: tuple[Row, ...] = (
     {"pruners": "wanda", "top_ups": "uniform"},
     {"pruners": "wanda", "top_ups": "owl"},
     {"pruners": "wanda", "top_ups": "dlp"},
@@ -46,10 +47,12 @@ ROWS: tuple[Mapping[str, str], ...] = (
     {"pruners": "wanda", "top_ups": "dsnot"},
     {"pruners": "wanda", "top_ups": "neuroal", "steps": "block"},
     {"pruners": "wanda", "top_ups": "neuroal", "steps": "both"},
+    {"pruners": "wanda", "top_ups": "neuroal", "steps": "both", "objectives": "kl"},
     {"pruners": "wanda", "top_ups": "shape"},
     {"pruners": "wanda", "top_ups": "refit"},
     {"pruners": "wanda", "top_ups": "neuroal+refit", "steps": "both"},
     {"pruners": "wanda", "top_ups": "shape+refit"},
+    {"pruners": "wanda", "top_ups": "shape+refit", "search_refine": True},
     {"pruners": "sparsegpt", "top_ups": "uniform"},
     {"pruners": "sparsegpt", "top_ups": "owl"},
     {"pruners": "sparsegpt", "top_ups": "alpha"},
@@ -64,12 +67,12 @@ CACHE = ".bench/real-model"
 _MOST_BYTES = 2**28  # of a manifest or a file of accuracies
 
 
-def name_of(row: Mapping[str, str]) -> str:
-    """`wanda neuroal both`."""
-    return " ".join(row.values())
+def name_of(row: Row) -> str:
+    """`wanda neuroal both`; `in the loop` where candidates are refined."""
+    return " ".join(value if isinstance(value, str) else "in the loop" for value in row.values())
 
 
-def select(names: Sequence[str]) -> list[Mapping[str, str]]:
+def select(names: Sequence[str]) -> list[Row]:
     """The rows whose names begin with these words; all for none.
 
     Raises:
@@ -82,10 +85,12 @@ def select(names: Sequence[str]) -> list[Mapping[str, str]]:
     return [row for row in ROWS if not names or any(row in found for found in chosen)]
 
 
-def runs_of(row: Mapping[str, str], shared: Mapping[str, Any], out: Path) -> list[Run]:
+def runs_of(row: Row, shared: Mapping[str, Any], out: Path) -> list[Run]:
     """A row's runs, one for each sparsity and seed; errors as `eval.sweep`'s."""
     given = {**shared, **row, "out": out}
-    arguments = [part for name, value in given.items() for part in (flag(name), str(value))]
+    arguments = [
+        part for name, value in given.items() for part in ([flag(name)] if value is True else [flag(name), str(value)])
+    ]
     values = sweep.parse_arguments(arguments)
     return sweep.planned({name: value for name, value in values.items() if name not in ("config", "dry_run")}, out)
 

@@ -201,7 +201,12 @@ def walks_of(config: PruneConfig, sizes: Sizes, lengths: Lengths) -> Iterator[tu
         compared = not objective.reads_head or stage[-1] == _BASE
         dense = compared or PRUNERS[config.pruner].needs
         operations = search * (2 if dense else 1) + (0 if compared else head)
+        if config.search_refine and not compared:
+            fitted = lengths.samples - searched
+            operations = search + head + 2 * sizes.through_blocks(fitted, seqlen)
+            operations += sizes.to_inputs_and_products(fitted, seqlen)
         key = (*data, config.allocation, config.pruner, config.sparsity, config.objective, *stage)
+        key += (config.refine,) if config.search_refine else ()
         yield key, operations * candidates
     refinements = [REFINEMENTS[name] for name in REFINEMENTS.named(config.refine)]
     reads = [PRUNERS[config.pruner].needs, *(entry.needs or entry.updates_weights for entry in refinements)]

@@ -111,6 +111,12 @@ class PruneConfig(OptionsOfMethods):
         affects="search",
         choices=(AUTO, *OBJECTIVES),
     )
+    search_refine: bool = _option(
+        False,
+        "search",
+        "refine the kept weights of every candidate too, on the calibration sequences that the search leaves over",
+        affects="search",
+    )
     step: str = _option("both", "search", "which steps of NeuroAL to search", affects="search", choices=STEPS)
     block_lambdas: str | tuple[float, ...] = _option(
         AUTO,
@@ -204,6 +210,7 @@ class PruneConfig(OptionsOfMethods):
             "out": values.optional(values.text, "out", self.out),
             "save_model": values.optional(values.text, "save_model", self.save_model),
             "dry_run": values.boolean("dry_run", self.dry_run),
+            "search_refine": values.boolean("search_refine", self.search_refine),
             "overwrite": values.boolean("overwrite", self.overwrite),
             "resume": values.boolean("resume", self.resume),
             **{name: values.own_option(own, getattr(self, name)) for name, (own, *_) in OWN_OPTIONS.items()},
@@ -241,7 +248,28 @@ class PruneConfig(OptionsOfMethods):
                 f"--objective {self.objective} does not go with --budget reference, which repeats the released code: "
                 "use --objective alignment or --budget exact"
             )
+        self._check_search_refine()
         self.changed_by_pruner()  # or says why it cannot be
+
+    def _check_search_refine(self) -> None:
+        if not self.search_refine:
+            return
+        if not self.refine_updates or not self.searches:
+            updating = " or ".join(name for name, entry in REFINEMENTS.items() if entry.updates_weights)
+            searching = " or ".join(name for name, entry in ALLOCATIONS.items() if entry.searches)
+            raise IllegalCombination(
+                f"--search-refine has no effect without --refine {updating} and --allocation {searching}"
+            )
+        if not OBJECTIVES[self.objective].reads_head:
+            raise IllegalCombination(
+                f"--search-refine does not go with --objective {self.objective}, which compares what comes before the "
+                "weights that are refined: use --objective kl"
+            )
+        if self.nsamples <= self.search_samples:
+            raise UserError(
+                f"--search-refine fits candidates on calibration sequences outside of those that they are scored on: "
+                f"--nsamples is {self.nsamples}, expected more than --search-samples {self.search_samples}"
+            )
 
     @property
     def refine_updates(self) -> bool:

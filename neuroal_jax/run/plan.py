@@ -9,6 +9,8 @@ The formula, with C candidates per batch out of K, N search sequences of T token
              search:     hidden states                     (K * N * T * h)
                        + C * (N * T * widest live activations + pruned block weights + selection of the widest linear)
                        + what the pruner says that it takes, per candidate (a Hessian and its factor for every input)
+               with the refinement in the loop: hidden states of all calibration sequences for each of K, and what
+               pruning takes for one candidate
                or where the objective reads the head, hidden states, and the final ones of the dense model (h fp32)
                        + a slice of the head's table, its logits for one window and what it expects of the vectors
              pruning:    hidden states                     (of all calibration sequences)
@@ -67,6 +69,7 @@ class Workload:
         method: How weights are chosen.
         reads_text: Whether calibration or evaluation is text, not token ids.
         objective: Of the search.
+        refines_candidates: Whether the search refines each candidate.
     """
 
     steps: list[int]
@@ -80,6 +83,7 @@ class Workload:
     method: Method
     reads_text: bool
     objective: Objective = field(default_factory=lambda: next(iter(OBJECTIVES.values())))
+    refines_candidates: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ def plan_run(settled: SettledRun, calibration: Windows | None, evaluations: Mapp
         method=settled.method,
         reads_text=reads_text(config),
         objective=OBJECTIVES[config.objective],
+        refines_candidates=config.search_refine,
     )
     return make_plan(settled.checkpoint, work, config.candidate_batch)
 
@@ -153,6 +158,9 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     forwards = 1 if work.method.update is None else 2  # the block as it is now and as it was
     pruning = work.samples * work.seqlen * hidden + forwards * work.batch * work.seqlen * live
     pruning += block + selection + pruner + refinement
+    if work.refines_candidates and batch:
+        everyone = max(work.steps) * work.samples * work.seqlen * hidden
+        search_peak = fixed + dense + everyone + max(pruning, max(work.steps) * tokens * hidden + head)
     walk_peak = fixed + max(pruning, *_vocabulary_bytes(checkpoint, work, hidden, live, block))
 
     mask_bytes = checkpoint.num_blocks * sum(out * -(-width // 8) for out, width in shapes.values())
@@ -162,6 +170,8 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     held = block * (3 if checkpoint.num_blocks > 1 else 2)
     certain = (held + states if on_host else 0) + mask_bytes
     search_tokens = tokens * batch * -(-max(work.steps, default=0) // batch) if batch else 0
+    if work.refines_candidates:
+        search_tokens = max(work.steps, default=0) * work.samples * work.seqlen
     updated = prunable_weights(shapes, checkpoint.num_blocks) * _stored_size(checkpoint)
     updated *= work.method.updates_weights
     model_bytes = sum(info.size * {"F32": 4}.get(info.dtype, 2) for info in checkpoint.source.infos.values())

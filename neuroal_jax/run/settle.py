@@ -63,7 +63,7 @@ def settle(asked: PruneConfig) -> SettledRun:
             config = replace(config, **changes)
             settled = ", ".join(f"{flag(name)} {'none' if value == () else value}" for name, value in changes.items())
             log.info("%s chooses over all rows of a linear: the search goes on with %s", config.pruner, settled)
-        if ALLOCATIONS[config.allocation].hurts_updates and config.refine_updates:
+        if ALLOCATIONS[config.allocation].hurts_updates and config.refine_updates and not config.search_refine:
             message = (
                 "--allocation %s was decided without --refine %s and hurts it: --allocation uniform is better here"
             )

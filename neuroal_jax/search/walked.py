@@ -14,7 +14,7 @@ from neuroal_jax.allocation.problem import Differences, Measurement, Norms, Scor
 from neuroal_jax.masks.budget import Budget
 from neuroal_jax.numerics.kl import Dense
 from neuroal_jax.search.objective import OBJECTIVES
-from neuroal_jax.walk import head, measure, perplexity, search
+from neuroal_jax.walk import head, measure, perplexity, refined_search, search
 from neuroal_jax.walk.blocks import Advance, Blocks
 from neuroal_jax.walk.method import Method
 
@@ -32,6 +32,7 @@ class WalkedModel:
         objective: Name of what candidates are scored by.
         calibration: Token ids `[n, tokens]`, for measurements.
         search_set: Token ids `[n, tokens]`, for scores.
+        fitted: Token ids `[m, tokens]` that candidates are refined on before scoring; none: they are not.
         candidate_batch: Candidates that run together.
         progress: Shows how far a walk is.
     """
@@ -42,6 +43,7 @@ class WalkedModel:
     objective: str
     calibration: np.ndarray
     search_set: np.ndarray
+    fitted: np.ndarray
     candidate_batch: int
     progress: Progress
 
@@ -61,6 +63,11 @@ class WalkedModel:
             with self.progress(stage, self.budget.num_blocks * len(counts), "candidate-block") as advance:
                 return search.score(self.blocks, self.method, self._code.score, self.search_set, counts, batch, advance)
         dense = self._dense if entry.against_dense else None
+        if len(self.fitted):
+            with self.progress(stage, refined_search.work(self.blocks.checkpoint, len(counts)), "weight") as advance:
+                return refined_search.score(
+                    self.blocks, self.method, self._code, dense, self.fitted, self.search_set, counts, advance
+                )
         with self.progress(stage, search.work(self.blocks.checkpoint, self.method) * len(counts), "weight") as advance:
             return search.score_by_head(
                 self.blocks, self.method, self._code, dense, self.search_set, counts, batch, advance

@@ -10,7 +10,7 @@ import numpy as np
 from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, is_finite, is_zero
 from neuroal_jax.errors import UserError
 from neuroal_jax.numerics.cholesky import DAMPING
-from neuroal_jax.numerics.selection import Counts
+from neuroal_jax.numerics.selection import Counts, Quotas
 from neuroal_jax.numerics.statistics import Statistics
 from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Advance, Batches, Blocks, ignore
@@ -68,12 +68,7 @@ def prune(
     hidden: Batches = steps.hidden(lambda: blocks.embed(blocks.batches(windows)) if method.reads_activations else [])
     results = [_stored(output, block, move_updated) for block, output in enumerate(steps.outputs)]
     for block, weights in blocks.read(steps.first):
-        statistics = _statistics(blocks, method, block, weights, hidden, len(windows))
-        pruned = programs.prune(blocks.spec, method.of_masks, weights, statistics, counts[block])
-        blocks.check_damping(block, pruned.damping)
-        refits: dict[str, dict[str, float]] = {}
-        if method.update is not None:
-            pruned, refits = update(blocks, method.update, block, weights, pruned, hidden, len(windows))
+        pruned, refits = prune_block(blocks, method, block, weights, hidden, len(windows), counts[block])
         result = replace(_result(blocks, method, block, pruned, zeros[block] if zeros else {}), refits=refits)
         if method.updates_weights:
             pruned = pruned._replace(weights=Weights(blocks.put(result.updated), weights.rest))
@@ -84,6 +79,28 @@ def prune(
         steps.record(block, hidden, vars(result))
         advance(1)
     return results
+
+
+def prune_block(
+    blocks: Blocks,
+    method: Method,
+    block: int,
+    weights: Weights,
+    hidden: Batches,
+    sequences: int,
+    quotas: Quotas,
+) -> tuple[PrunedBlock, dict[str, dict[str, float]]]:
+    """A block, pruned and refined on the first `sequences` sequences of its input, and how far `update` brought it.
+
+    Raises:
+        UserError: If activations, factors or updated weights are not finite.
+    """
+    statistics = _statistics(blocks, method, block, weights, hidden, sequences)
+    pruned = programs.prune(blocks.spec, method.of_masks, weights, statistics, quotas)
+    blocks.check_damping(block, pruned.damping)
+    if method.update is None:
+        return pruned, {}
+    return update(blocks, method.update, block, weights, pruned, hidden, sequences)
 
 
 def _statistics(

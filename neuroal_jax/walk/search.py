@@ -66,7 +66,7 @@ def score(
     """
     spec, method, groups = blocks.spec, method.unrefined, _groups(candidates, batch)
     counted = method.sequence_weights(len(windows))
-    about = {**_about(method, _name(objective), windows, candidates), "candidates together": batch}
+    about = {**about_scores(method, _name(objective), windows, candidates), "candidates together": batch}
     steps = blocks.begin("search", lambda done: advance(done * len(candidates)), about)
     hidden = steps.hidden(lambda: blocks.embed([windows]))  # one for all; behind the first block, one per group
     scores = np.zeros((len(groups), batch, blocks.last + 1, len(spec.linears)))
@@ -115,7 +115,7 @@ def score_by_head(
     """
     method, groups = method.unrefined, _groups(candidates, batch)
     of_block = _of_block(blocks.checkpoint, method)
-    about = {**_about(method, objective.__name__, windows, candidates), "candidates together": batch}
+    about = {**about_scores(method, objective.__name__, windows, candidates), "candidates together": batch}
     steps = blocks.begin("search", lambda done: advance(done * len(candidates) * of_block), about)
     if steps.first > blocks.last:
         advance(len(candidates) * math.prod(blocks.checkpoint.head_shape()))
@@ -191,7 +191,7 @@ def align(
     spec, method, needs = blocks.spec, method.unrefined, dense_needs(method)
     counted = method.sequence_weights(len(windows))
     one_candidate = jax.tree.map(lambda leaf: np.asarray(leaf)[None], counts)
-    steps = blocks.begin("alignment", advance, _about(method, _name(objective), windows, [counts]))
+    steps = blocks.begin("alignment", advance, about_scores(method, _name(objective), windows, [counts]))
     hidden = steps.hidden(lambda: repeated(blocks.embed([windows]), 1))
     scores = [output["scores"] for output in steps.outputs if objective]
     differences = [output["differences"] for output in steps.outputs]
@@ -220,7 +220,7 @@ def dense_norms(
     """Per block, the norms of every input in the dense block behind one candidate's pruned blocks (fp32)."""
     spec, method, needs = blocks.spec, method.unrefined, dense_needs(method)
     one_candidate = jax.tree.map(lambda leaf: np.asarray(leaf)[None], counts)
-    steps = blocks.begin("norms", advance, _about(method, None, windows, [counts]))
+    steps = blocks.begin("norms", advance, about_scores(method, None, windows, [counts]))
     hidden = steps.hidden(lambda: blocks.embed([windows]))
     found = [output["norms"] for output in steps.outputs]
     for block, weights in blocks.read(steps.first):
@@ -242,7 +242,9 @@ def _squares(statistics: programs.StatisticsOfInputs) -> programs.StatisticsOfIn
     return {name: {"squares": of_input["squares"]} for name, of_input in statistics.items()}
 
 
-def _about(method: Method, objective: str | None, windows: np.ndarray, candidates: Sequence[Counts]) -> dict[str, Any]:
+def about_scores(
+    method: Method, objective: str | None, windows: np.ndarray, candidates: Sequence[Counts]
+) -> dict[str, Any]:
     """What scores depend on beside the model; where its weights are zero, which quotas may tell too, is its own."""
     quotas = {
         f"{number}/{block}/{linear}/{'zeros' if quota.zeros is None else 'zeros first'}": quota

@@ -76,6 +76,10 @@ CASES = {
     "alpha": {"allocation": "alpha", "eval": "none"},
     "refit": {"allocation": "uniform", "eval": "none", "refine": "refit", "nsamples": 5},
     "shape": {"allocation": "shape", "eval": "none", **FEW},
+    "refit in the loop": {
+        **{"allocation": "neuroal", "step": "block", "eval": "none", "objective": "kl", "refine": "refit"},
+        **{"search_refine": True, "search_samples": 2},
+    },
 }
 
 
@@ -112,7 +116,7 @@ def test_a_run_goes_on_from_every_block_to_the_same_bytes(model, tokens, tmp_pat
         assert again[key] == expected.manifest[key], key
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
     before = {"uniform": 0, "owl": 1, "alpha": 1, "shape": 8}.get(
-        options.get("allocation"), 2 if "step" in options else 3
+        options.get("allocation"), (2 if options["step"] == "row" else 1) if "step" in options else 3
     )
     before += "objective" in options  # the dense model's distributions
     assert points == 2 * (before + 1 + 2 * ("eval" not in options))

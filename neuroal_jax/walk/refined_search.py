@@ -1,0 +1,88 @@
+"""Scoring candidates with the refinement in the loop: each is pruned and updated as the final model would be."""
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from neuroal_jax.allocation.problem import Scores
+from neuroal_jax.checkpoint.opened import Checkpoint
+from neuroal_jax.data.tokens import token_hash
+from neuroal_jax.masks.budget import prunable_weights
+from neuroal_jax.numerics.kl import Dense
+from neuroal_jax.numerics.selection import Counts
+from neuroal_jax.walk import head, programs
+from neuroal_jax.walk.blocks import Advance, Batches, Blocks, ignore
+from neuroal_jax.walk.final import prune_block
+from neuroal_jax.walk.method import Method
+from neuroal_jax.walk.programs import Weights
+from neuroal_jax.walk.search import about_scores
+
+
+def work(checkpoint: Checkpoint, candidates: int) -> int:
+    """What `score` tells `advance` in all: weights of blocks and of the head, once for each candidate."""
+    of_model = prunable_weights(checkpoint.linear_shapes(), checkpoint.num_blocks)
+    return candidates * (of_model + math.prod(checkpoint.head_shape()))
+
+
+def score(
+    blocks: Blocks,
+    method: Method,
+    objective: ModuleType,
+    dense: Dense | None,
+    fitted: np.ndarray,
+    windows: np.ndarray,
+    candidates: Sequence[Counts],
+    advance: Advance = ignore,
+) -> Scores:
+    """Scores of every sequence (fp32 values as float64), by an objective that reads the head.
+
+    What weights are fitted to they follow more closely than anything else, so candidates are pruned and fitted on some
+    sequences and scored on others. They go through a block one after the other, as each one's statistics are its own.
+
+    Args:
+        blocks: The model.
+        method: How weights are chosen and updated.
+        objective: Code of the objective, see `search/objective.py`.
+        dense: The dense model's distributions on the windows, where the objective compares with them.
+        fitted: Token ids `[m, tokens]` that candidates are pruned and fitted on.
+        windows: Token ids `[n, tokens]`: the search set.
+        candidates: How many weights go in every set of competitors, for each candidate.
+        advance: Told of weights, see `work`.
+
+    Raises:
+        UserError: If activations, factors, updated weights or scores are not finite.
+    """
+    of_block = prunable_weights(blocks.checkpoint.linear_shapes(), 1)
+    about = {**about_scores(method, objective.__name__, windows, candidates), "fitted on": token_hash(fitted)}
+    steps = blocks.begin("search", lambda done: advance(done * len(candidates) * of_block), about)
+    if steps.first > blocks.last:
+        advance(len(candidates) * math.prod(blocks.checkpoint.head_shape()))
+        return Scores(of_sequences=np.asarray(steps.outputs[blocks.last]["scores"]))
+    # Of each candidate the batches that it is fitted on, and then the search set; before the first block one for all.
+    flat: Batches = steps.hidden(lambda: blocks.embed([*blocks.batches(fitted), windows]))
+    for block, weights in blocks.read(steps.first):
+        entering = [flat] * len(candidates) if block == 0 else _by_candidate(flat, len(candidates))
+        flat = []
+        for counts, hidden in zip(candidates, entering, strict=True):
+            *fit, scored = [jnp.copy(h) for h in hidden] if block == 0 else hidden
+            pruned, _ = prune_block(blocks, method, block, weights, fit, len(fitted), counts[block])
+            kept = {name: weight.astype(blocks.dtype) for name, weight in pruned.weights.linears.items()}
+            onward = [scored] if block == blocks.last else [*fit, scored]
+            flat += [programs.run(blocks.spec, Weights(kept, weights.rest), h) for h in onward]
+            jax.block_until_ready(flat[-1])
+            advance(of_block)
+        if block < blocks.last:
+            steps.record(block, flat)
+    outputs = [scored[None] for scored in flat]
+    scores = head.scores(blocks, objective, dense, windows, outputs, lambda size: advance(len(candidates) * size))
+    steps.record(blocks.last, [], {"scores": scores})
+    return Scores(of_sequences=scores)
+
+
+def _by_candidate(flat: Batches, candidates: int) -> list[Batches]:
+    each = len(flat) // candidates
+    return [flat[first : first + each] for first in range(0, len(flat), each)]
