@@ -81,6 +81,8 @@ def test_the_traces_are_those_of_every_method(traces):
     programs = {"embed", "run", "add_statistics", "observe", "prune", "apply_masks", "add_logits"}
     programs |= {"window_losses", "add_products", "update_weights"}
     programs |= {"dense_run", "dense_runs", "prune_candidates", "compare", "compare_last", "outlier_share", "spectrum"}
+    programs |= {"begin_candidates", "run_candidates", "add_candidates", "finish_candidates", "features"}
+    programs |= {"add_dense", "finish_dense", "median_score"}
     assert {trace.name for trace in traces} == programs
     pruned = {trace.arguments[1] for trace in traces if trace.name == "prune"}
     assert {method.pruner for method in pruned} == set(PRUNERS)
