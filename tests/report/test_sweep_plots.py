@@ -28,3 +28,12 @@ def test_steps_of_a_search_are_lines_of_their_own():
     names = [line.name for line in section.figures["m"].data]
     assert names[:3] == ["wanda + neuroal (block)", "wanda + neuroal (both)", "wanda + owl"]
     assert "m wanda neuroal block 0.5: no" in sweep_report([{**rows[0], "error": "no"}, rows[1]])
+
+
+def test_objectives_of_a_search_are_lines_of_their_own():
+    found = (None, "kl")
+    rows = [sweep_row(top_up="neuroal", step="both", objective=x, pruned_token_ppl=9.5) for x in found]
+    (section,) = sweep_sections(rows)
+    names = [line.name for line in section.figures["m"].data]
+    assert names[:2] == ["wanda + neuroal (both)", "wanda + neuroal (both, kl)"]
+    assert "m wanda neuroal both kl 0.5: no" in sweep_report([rows[0], {**rows[1], "error": "no"}])
