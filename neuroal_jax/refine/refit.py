@@ -10,7 +10,7 @@ from neuroal_jax.models.family import LinearSpec, Shapes
 from neuroal_jax.numerics.least_squares import Products, Solution, solve
 from neuroal_jax.registry import Settings
 
-COMPILER_BYTES = 120 * 2**20
+COMPILER_BYTES = 150 * 2**20
 
 _TOLERANCE = 1e-3  # of what the equations lack: less is not seen in a model's output
 

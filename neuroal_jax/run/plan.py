@@ -14,7 +14,7 @@ The formula, with C candidates per batch out of K, N search sequences of T token
                or where the objective reads the head, hidden states, and the final ones of the dense model (h fp32)
                        + a slice of the head's table, its logits for one window and what it expects of the vectors
              pruning:    hidden states                     (of all calibration sequences)
-                       + activations of a batch (twice where kept weights are fitted to dense outputs), a pruned block,
+                       + activations of a batch (thrice where kept weights are fitted to dense outputs), a pruned block,
                          selection
                        + what the pruner and the refinement say that they take
              perplexity: hidden states                     (of one text's windows)
@@ -155,7 +155,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     search_peak = search_fixed + max(batch * per_candidate, batch * tokens * hidden + head) if batch else 0
 
     windows = max(work.samples, work.windows or 0)
-    forwards = 1 if work.method.update is None else 2  # the block as it is now and as it was
+    forwards = 1 if work.method.update is None else 3  # the block as it is now, as it was, and what products take
     pruning = work.samples * work.seqlen * hidden + forwards * work.batch * work.seqlen * live
     pruning += block + selection + pruner + refinement
     if work.refines_candidates and batch:
