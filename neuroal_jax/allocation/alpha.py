@@ -8,12 +8,11 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from neuroal_jax.allocation.allocation import Allocation, by_block
 from neuroal_jax.allocation.problem import Decision, Problem
 from neuroal_jax.allocation.spread import HIGHEST, LOWEST
-from neuroal_jax.machine.programs import program
 from neuroal_jax.numerics.statistics import Statistics
 
 _BINS = 100
@@ -61,15 +60,22 @@ def allocation(sparsity: float, epsilon: float, alphas: list[float], linears: li
 def block_alpha(linears: Mapping[str, Array], statistics: Mapping[str, Statistics]) -> float:
     """A block's mean exponent over those of its linears `W[out, in]` that have one; NaN where none has."""
     del statistics
-    found = [tail_exponent(np.asarray(spectrum(weight))) for weight in linears.values()]
+    found = [tail_exponent(spectrum(np.asarray(weight.astype(jnp.float32)))) for weight in linears.values()]
     fitted = [alpha for alpha in found if math.isfinite(alpha)]
     return float(np.mean(fitted)) if fitted else math.nan
 
 
-@program()
-def spectrum(weight: Float[Array, "out in"]) -> Float[Array, "rank"]:
-    """Eigenvalues of `W^T W`, ascending, without the zeros that the wider side adds: squared singular values, fp32."""
-    return jnp.square(jnp.linalg.svd(weight.astype(jnp.float32), compute_uv=False))[::-1]
+def spectrum(weight: np.ndarray) -> np.ndarray:
+    """Eigenvalues of `W^T W`, ascending, without the zeros that the wider side adds: fp32 `[rank]`.
+
+    Of the product itself, in float64: a quarter of the work of singular values in fp32, and no less precise.
+
+    Args:
+        weight: fp32 `[out, in]`.
+    """
+    wide = weight.astype(np.float64)
+    product = wide @ wide.T if len(wide) <= wide.shape[1] else wide.T @ wide
+    return np.maximum(np.linalg.eigvalsh(product), 0).astype(np.float32)
 
 
 def tail_exponent(eigenvalues: np.ndarray) -> float:

@@ -115,9 +115,9 @@ def _decide(settled: SettledRun, blocks: Blocks, windows: np.ndarray, candidate_
         config.objective,
         windows,
         search_set,
-        fitted if config.search_refine else fitted[:0],
         candidate_batch,
         progress,
+        fitted if config.search_refine else None,
     )
     problem = Problem(
         budget.sparsity,

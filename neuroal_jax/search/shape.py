@@ -3,14 +3,15 @@
 A linear ramp in depth, which is all that NeuroAL's block step tries, explains little of the best known allocations. In
 as many walks, four stages find more:
 
-1. profiles: uniform, ramps, OWL, DLP and AlphaPruning; the best is the base;
-2. directions: the base moved a little to and fro in each direction (`search/directions.py`), which gives a parabola's
-   lowest point for each;
-3. line: the base moved by all these steps together, some shorter and some longer;
-4. rows: the best of everything tried, with rows denser whose outputs are large.
+1. profiles: uniform, ramps, OWL, DLP and AlphaPruning;
+2. rows: the best profile, with rows denser whose outputs are large; the best so far is the base;
+3. directions: the base moved a little to and fro in each direction (`search/directions.py`), which gives a parabola's
+   lowest point for each; its rows stay spread as they are;
+4. line: the base moved by all these steps together, some shorter and some longer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from neuroal_jax.masks.budget import shifted
 from neuroal_jax.models.family import Rows
 from neuroal_jax.numerics.statistics import Statistics
 from neuroal_jax.search import block_step
-from neuroal_jax.search.course import Course, Parameters, Trial
+from neuroal_jax.search.course import Course, Parameters
 from neuroal_jax.search.directions import directions, most_directions, quadratic_step
 from neuroal_jax.search.row_step import over_rows
 
@@ -43,17 +44,18 @@ def allocate(problem: Problem) -> Decision:
     course = Course(problem.model, options["shape_guard"])
     found, measured = profiles(problem)
     course.run("profiles", [({"profile": name}, fitted(values, problem)) for name, values in found.items()])
-    base = course.best
+    profile, of_rows = course.best.allocation, _unspread
+    if options["shape_row_lambdas"]:
+        norms = problem.model.dense_norms(profile)
+        spreads = {x: partial(rows, strength=x, norms=norms, problem=problem) for x in options["shape_row_lambdas"]}
+        course.run("rows", [({"lambda": x}, spread(profile)) for x, spread in spreads.items()])
+        of_rows = spreads[course.chosen["rows"]["lambda"]] if "rows" in course.chosen else _unspread
     around = directions(options["shape_depth"], problem.num_blocks, problem.family.linears, problem.shapes)
     if around:
-        steps = _explore(course, base, around, problem)
+        move = partial(moved, profile, problem=problem)
+        steps = _explore(course, around, lambda change: of_rows(move(change)), problem.options)
         if any(steps.values()) and options["shape_etas"]:
-            course.run("line", [_moved(base, eta, steps, around, problem) for eta in options["shape_etas"]])
-    strengths = options["shape_row_lambdas"]
-    if strengths:
-        best = course.best.allocation
-        norms = problem.model.dense_norms(best)
-        course.run("rows", [({"lambda": x}, rows(best, x, norms, problem)) for x in strengths])
+            _follow(course, around, steps, lambda change: of_rows(move(change)), options["shape_etas"])
     best_of_linears = course.best.of_linears
     return Decision(
         course.best.allocation,
@@ -70,9 +72,9 @@ def stage_sizes(options: Mapping[str, Any], sparsity: float) -> list[int]:
     del sparsity
     sizes = (
         4 + len(options["shape_ramps"]),
+        len(options["shape_row_lambdas"]),
         2 * most_directions(options["shape_depth"]),
         len(options["shape_etas"]),
-        len(options["shape_row_lambdas"]),
     )
     return [size for size in sizes if size]
 
@@ -83,7 +85,7 @@ def lone_walks(options: Mapping[str, Any]) -> int:
 
 
 def settle(options: Mapping[str, Any], by_row: bool) -> dict[str, Any]:
-    """Without rows to tell apart there is no last stage."""
+    """Without rows to tell apart there is no stage for them."""
     return {"shape_row_lambdas": ()} if options["shape_row_lambdas"] and not by_row else {}
 
 
@@ -121,31 +123,41 @@ def fitted(allocation: Allocation, problem: Problem) -> Allocation:
     return shifted(Allocation("shape", blocks), problem.shapes, problem.sparsity)
 
 
-def _explore(course: Course, base: Trial, around: Mapping[str, np.ndarray], problem: Problem) -> dict[str, float]:
+Build = Callable[[np.ndarray], Allocation]  # of a change [block, linear] of the base
+
+
+def _unspread(allocation: Allocation) -> Allocation:
+    return allocation
+
+
+def _explore(
+    course: Course, around: Mapping[str, np.ndarray], build: Build, options: Mapping[str, Any]
+) -> dict[str, float]:
     """Tries every direction to and fro; the step to take in each."""
-    width, limit = problem.options["shape_width"], problem.options["shape_step"]
+    width, base = options["shape_width"], course.best.score
     candidates = [
-        ({"direction": name, "distance": side}, moved(base.allocation, side * values, problem))
+        ({"direction": name, "distance": side}, build(side * values))
         for name, values in around.items()
         for side in (-width, width)
     ]
     scores = [trial.score for trial in course.run("directions", candidates)]
     pairs = zip(scores[::2], scores[1::2], strict=True)
     return {
-        name: quadratic_step(minus, base.score, plus, width, limit)
+        name: quadratic_step(minus, base, plus, width, options["shape_step"])
         for name, (minus, plus) in zip(around, pairs, strict=True)
     }
 
 
-def _moved(
-    base: Trial, eta: float, steps: Mapping[str, float], around: Mapping[str, np.ndarray], problem: Problem
-) -> tuple[Parameters, Allocation]:
-    """The base moved by `eta` times all steps."""
-    distances = {name: round(eta * step, 9) for name, step in steps.items()}  # 0.03, not 0.030000000000000006
-    change = sum(
-        (distances[name] * values for name, values in around.items()), np.zeros_like(next(iter(around.values())))
-    )
-    return {"eta": eta, **distances}, moved(base.allocation, change, problem)
+def _follow(
+    course: Course, around: Mapping[str, np.ndarray], steps: Mapping[str, float], build: Build, etas: Sequence[float]
+) -> None:
+    """Tries multiples of all steps together."""
+    candidates: list[tuple[Parameters, Allocation]] = []
+    for eta in etas:
+        distances = {name: round(eta * step, 9) for name, step in steps.items()}  # 0.03, not 0.030000000000000006
+        change = np.sum([distances[name] * values for name, values in around.items()], axis=0)
+        candidates.append(({"eta": eta, **distances}, build(change)))
+    course.run("line", candidates)
 
 
 def moved(base: Allocation, change: np.ndarray, problem: Problem) -> Allocation:

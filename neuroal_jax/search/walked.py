@@ -32,9 +32,9 @@ class WalkedModel:
         objective: Name of what candidates are scored by.
         calibration: Token ids `[n, tokens]`, for measurements.
         search_set: Token ids `[n, tokens]`, for scores.
-        fitted: Token ids `[m, tokens]` that candidates are refined on before scoring; none: they are not.
         candidate_batch: Candidates that run together.
         progress: Shows how far a walk is.
+        fitted: Token ids `[m, tokens]` that candidates are refined on before they are scored; None: they are not.
     """
 
     blocks: Blocks
@@ -43,9 +43,9 @@ class WalkedModel:
     objective: str
     calibration: np.ndarray
     search_set: np.ndarray
-    fitted: np.ndarray
     candidate_batch: int
     progress: Progress
+    fitted: np.ndarray | None = None
 
     def measure(
         self, label: str, needs: Sequence[str], of_block: Measurement, settings: Mapping[str, Any] | None = None
@@ -63,7 +63,7 @@ class WalkedModel:
             with self.progress(stage, self.budget.num_blocks * len(counts), "candidate-block") as advance:
                 return search.score(self.blocks, self.method, self._code.score, self.search_set, counts, batch, advance)
         dense = self._dense if entry.against_dense else None
-        if len(self.fitted):
+        if self.fitted is not None:
             with self.progress(stage, refined_search.work(self.blocks.checkpoint, len(counts)), "weight") as advance:
                 return refined_search.score(
                     self.blocks, self.method, self._code, dense, self.fitted, self.search_set, counts, advance

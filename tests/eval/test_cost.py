@@ -44,10 +44,17 @@ def test_the_estimate_counts_what_is_multiplied(llama, tokens):
     found = walks(allocation="uniform", pruner="magnitude", refine="refit")
     assert found == [dense, 2 * calibration, 6 * 16 * 3 * refit, dense]
     assert walks(allocation="dlp") == walks(allocation="owl")
-    stages = [2 * size * search for size in (6, 14, 5, 3)]
+    stages = [2 * size * search for size in (6, 3, 14, 5)]
     shape = {"allocation": "shape", "objective": "alignment"}
     assert walks(**shape) == [dense, calibration, *stages, base, 2 * calibration, dense]
-    assert walks(**shape, shape_row_lambdas="none") == [dense, calibration, *stages[:3], 2 * calibration, dense]
+    assert walks(**shape, shape_row_lambdas="none") == [
+        dense,
+        calibration,
+        stages[0],
+        *stages[2:],
+        2 * calibration,
+        dense,
+    ]
     assert walks(**shape, pruner="sparsegpt", sparsegpt_group=8) == walks(**shape, shape_row_lambdas="none")
     head = 2 * 16 * 2 * 96 * 32
     by_loss = [dense, block + 2 * head, row + 3 * head, base, 2 * calibration, dense]

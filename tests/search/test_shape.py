@@ -233,10 +233,11 @@ def test_the_search_finds_the_lowest_point_of_a_known_objective(by_linear):
     assert list(model.stages) == list(decision.stages)  # each is one call
     lowest = [min(candidate.score for candidate in found) for found in decision.stages.values()]
     assert lowest == sorted(lowest, reverse=True)
-    assert lowest[2] < 1 + 0.1 * (lowest[0] - 1)
+    assert lowest[-1] < 0.99 * (1 + 0.1 * (lowest[0] - 1))
     assert decision.chosen.keys() == decision.stages.keys()
     assert decision.chosen["rows"] == {"lambda": 0.06}
-    assert decision.allocation == model.stages["rows"][0]
+    assert any(decision.allocation is tried for tried in model.stages["line"])
+    assert any(np.ndim(s) for s in decision.allocation.blocks[0].values())  # its rows stay spread
     assert all(found.kept for found in decision.gains.values())
     assert (decision.objective is None) != by_linear
     mean = mean_sparsity(decision.allocation, SHAPES)
@@ -274,7 +275,7 @@ def test_without_directions_or_rows_fewer_stages():
     options = {"shape_etas": (), "shape_row_lambdas": ()}
     assert list(shape.allocate(problem_with(model, **options)).stages) == ["profiles", "directions"]
     assert shape.stage_sizes({**OPTIONS, **options}, 0.5) == [6, 14]
-    assert shape.stage_sizes(OPTIONS, 0.5) == [6, 14, 5, 3]
+    assert shape.stage_sizes(OPTIONS, 0.5) == [6, 3, 14, 5]
     assert (shape.lone_walks(OPTIONS), shape.lone_walks({**OPTIONS, **options})) == (1, 0)
 
 

@@ -73,7 +73,7 @@ def test_what_each_stage_gave_is_told(llama, tokens, tmp_path, caplog):
     few = {"shape_ramps": "none", "shape_depth": 0, "shape_etas": "1", "shape_row_lambdas": "0.1", "shape_guard": 1e9}
     with caplog.at_level(logging.INFO, "neuroal_jax"):
         result = run(llama, tokens, tmp_path / "out", **few)
-    assert [len(found) for found in result.manifest["candidates"].values()] == [4, 6, 1, 1]
+    assert [len(found) for found in result.manifest["candidates"].values()] == [4, 1, 6, 1]
     for stage in result.manifest["gains"]:
         assert f"{stage} step: " in caplog.text
     assert " than the best before" in caplog.text

@@ -8,7 +8,7 @@ import pytest
 
 import neuroal_jax
 from neuroal_jax.allocation import ALLOCATIONS
-from neuroal_jax.allocation.alpha import spectrum
+from neuroal_jax.allocation.dlp import median_score
 from neuroal_jax.allocation.owl import outlier_share
 from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.machine.programs import watched_traces
@@ -72,7 +72,7 @@ def traces(make_llama, tokens, tmp_path_factory):
         weight = np.ones((3, 11), np.float32)
         apply_masks(Weights({"linear": weight}, {}), {"linear": np.ones((3, 2), np.uint8)})
         outlier_share([weight], [weight], 5.0)
-        spectrum(weight)
+        median_score([weight], [weight])
     return traces
 
 
@@ -80,7 +80,7 @@ def test_the_traces_are_those_of_every_method(traces):
     assert {method[kind] for method in METHODS for kind in method} == {*PRUNERS, *ALLOCATIONS, *REFINEMENTS}
     programs = {"embed", "run", "add_statistics", "observe", "prune", "apply_masks", "add_logits"}
     programs |= {"window_losses", "add_products", "update_weights"}
-    programs |= {"dense_run", "dense_runs", "prune_candidates", "compare", "compare_last", "outlier_share", "spectrum"}
+    programs |= {"dense_run", "dense_runs", "prune_candidates", "compare", "compare_last", "outlier_share"}
     programs |= {"begin_candidates", "run_candidates", "add_candidates", "finish_candidates", "features"}
     programs |= {"add_dense", "finish_dense", "median_score"}
     assert {trace.name for trace in traces} == programs
