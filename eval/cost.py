@@ -93,12 +93,11 @@ class Sizes:
 
     def to_inputs_and_products(self, windows: float, seqlen: int) -> float:
         """Operations of fitting kept weights: of each input in two blocks, and of its products; solving is left out."""
-        (first, outputs), *others = self.inputs
-        operations, before = 2.0 * first**2, first * outputs  # the first input is one in both
-        for width, outputs in others:
+        operations, before = 0.0, 0
+        for width, outputs in self.inputs:
             operations += 2 * 2.0 * before + 3 * 2.0 * width**2
             before += width * outputs
-        attention = 2 * len(others) * 2.0 * self.attention * seqlen
+        attention = 2 * (len(self.inputs) - 1) * 2.0 * self.attention * seqlen
         return windows * seqlen * (self.blocks * operations + attention)
 
     def through_head(self, windows: float, tokens: int) -> float:
@@ -213,7 +212,8 @@ def walks_of(config: PruneConfig, sizes: Sizes, lengths: Lengths) -> Iterator[tu
     if any(reads):
         yield None, 2 * calibration  # for statistics, and pruned, for the next block
     if config.refine_updates:
-        yield None, sizes.to_inputs_and_products(lengths.samples, seqlen)
+        # and the dense model, which walks along
+        yield None, sizes.to_inputs_and_products(lengths.samples, seqlen) + calibration
     yield None, sum(losses)
 
 

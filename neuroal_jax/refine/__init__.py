@@ -26,10 +26,13 @@ class Refinement(Entry):
     Attributes:
         needs: Statistics of each input that a refinement of masks uses.
         updates_weights: Whether kept weights change, so that masks alone do not hold the result.
+        dense_share: The option that says how much the dense block whose outputs weights are to give reads of what it
+            reads in the dense model, rather than of what comes out of the pruned blocks before it; None: nothing.
     """
 
     needs: tuple[str, ...] = ()
     updates_weights: bool = False
+    dense_share: str | None = None
 
 
 def _chains(entries: Mapping[str, Refinement]) -> tuple[str, ...]:
@@ -59,8 +62,15 @@ REFINEMENTS = Registry(
                     "refit: how firmly weights hold to what they were, by the mean square of the inputs",
                 ),
                 Option("refit_iterations", 8, "refit: most steps of conjugate gradients", low=1),
+                Option(
+                    "refit_dense_share",
+                    0.5,
+                    "refit: share of the dense model in what the dense block reads; the rest is of pruned blocks",
+                    high=1,
+                ),
             ),
             updates_weights=True,
+            dense_share="refit_dense_share",
         ),
     },
 )

@@ -156,7 +156,8 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
 
     windows = max(work.samples, work.windows or 0)
     forwards = 1 if work.method.update is None else 3  # the block as it is now, as it was, and what products take
-    pruning = work.samples * work.seqlen * hidden + forwards * work.batch * work.seqlen * live
+    walks = 3 if work.method.reads_dense_model else 1  # the dense model's hidden states too, and means of both
+    pruning = walks * work.samples * work.seqlen * hidden + forwards * work.batch * work.seqlen * live
     pruning += block + selection + pruner + refinement
     if work.refines_candidates and batch:
         everyone = max(work.steps) * work.samples * work.seqlen * hidden
@@ -166,12 +167,14 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     mask_bytes = checkpoint.num_blocks * sum(out * -(-width // 8) for out, width in shapes.values())
     device = max(search_peak, walk_peak)
     # A block, what is left of it and the next one; all hidden states where the method reads activations; the masks.
-    states = work.samples * work.seqlen * hidden if work.method.reads_activations else 0
+    pruned_tokens = work.samples * work.seqlen * (2 if work.method.reads_dense_model else 1)
+    states = pruned_tokens * hidden if work.method.reads_activations else 0
     held = block * (3 if checkpoint.num_blocks > 1 else 2)
     certain = (held + states if on_host else 0) + mask_bytes
     search_tokens = tokens * batch * -(-max(work.steps, default=0) // batch) if batch else 0
     if work.refines_candidates:
-        search_tokens = max(work.steps, default=0) * work.samples * work.seqlen
+        search_tokens = max(work.steps, default=0) * work.samples * work.seqlen + pruned_tokens
+    state_tokens = max(search_tokens, pruned_tokens, windows * work.seqlen)
     updated = prunable_weights(shapes, checkpoint.num_blocks) * _stored_size(checkpoint)
     updated *= work.method.updates_weights
     model_bytes = sum(info.size * {"F32": 4}.get(info.dtype, 2) for info in checkpoint.source.infos.values())
@@ -185,7 +188,7 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
         certain_host=certain,
         device_available=available,
         output_bytes=mask_bytes + (model_bytes if work.save_model else 0),
-        state_bytes=2 * hidden * max(search_tokens, windows * work.seqlen) + dense + mask_bytes + updated,
+        state_bytes=2 * hidden * state_tokens + dense + mask_bytes + updated,
     )
 
 

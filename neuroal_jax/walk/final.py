@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -65,10 +66,17 @@ def prune(
         UserError: If activations, factors or updated weights are not finite.
     """
     steps = blocks.begin("pruning", advance)
-    hidden: Batches = steps.hidden(lambda: blocks.embed(blocks.batches(windows)) if method.reads_activations else [])
+    batches = blocks.batches(windows) if method.reads_activations else []
+
+    def start() -> Batches:
+        hidden = blocks.embed(batches) if batches else []
+        return [*hidden, *(map(jnp.copy, hidden) if method.reads_dense_model else ())]
+
+    states: Batches = steps.hidden(start)
+    hidden, of_dense = states[: len(batches)], states[len(batches) :]
     results = [_stored(output, block, move_updated) for block, output in enumerate(steps.outputs)]
     for block, weights in blocks.read(steps.first):
-        pruned, refits = prune_block(blocks, method, block, weights, hidden, len(windows), counts[block])
+        pruned, refits = prune_block(blocks, method, block, weights, hidden, of_dense, len(windows), counts[block])
         result = replace(_result(blocks, method, block, pruned, zeros[block] if zeros else {}), refits=refits)
         if method.updates_weights:
             pruned = pruned._replace(weights=Weights(blocks.put(result.updated), weights.rest))
@@ -76,7 +84,8 @@ def prune(
         results.append(result)
         if block < blocks.last:  # no one reads the last block's output
             hidden = [programs.run(blocks.spec, pruned.weights, h) for h in hidden]
-        steps.record(block, hidden, vars(result))
+            of_dense = [programs.run(blocks.spec, weights, h) for h in of_dense]
+        steps.record(block, [*hidden, *of_dense], vars(result))
         advance(1)
     return results
 
@@ -87,10 +96,21 @@ def prune_block(
     block: int,
     weights: Weights,
     hidden: Batches,
+    of_dense: Batches,
     sequences: int,
     quotas: Quotas,
 ) -> tuple[PrunedBlock, dict[str, dict[str, float]]]:
     """A block, pruned and refined on the first `sequences` sequences of its input, and how far `update` brought it.
+
+    Args:
+        blocks: The model.
+        method: How weights are chosen and updated.
+        block: Number of the block.
+        weights: Its dense weights.
+        hidden: Its input behind the pruned blocks, in batches.
+        of_dense: Its input in the dense model, for methods by which that walks along.
+        sequences: How many sequences count.
+        quotas: How many weights go.
 
     Raises:
         UserError: If activations, factors or updated weights are not finite.
@@ -100,7 +120,7 @@ def prune_block(
     blocks.check_damping(block, pruned.damping)
     if method.update is None:
         return pruned, {}
-    return update(blocks, method.update, block, weights, pruned, hidden, sequences)
+    return update(blocks, method.update, block, weights, pruned, hidden, of_dense, sequences)
 
 
 def _statistics(

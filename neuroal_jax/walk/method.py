@@ -53,6 +53,11 @@ class Method:
         return bool(self.needs) or self.update is not None
 
     @property
+    def reads_dense_model(self) -> bool:
+        """Whether the dense model walks along."""
+        return self.update is not None and self.update.dense_share > 0
+
+    @property
     def updates_weights(self) -> bool:
         """Whether kept weights change too."""
         return PRUNERS[self.pruner].updates_weights or self.update is not None
@@ -154,6 +159,12 @@ class Update:
 
     refinement: str
     settings: Settings
+
+    @property
+    def dense_share(self) -> float:
+        """See `Refinement`."""
+        option = REFINEMENTS[self.refinement].dense_share
+        return 0.0 if option is None else self.settings[option]
 
     def __call__(
         self,

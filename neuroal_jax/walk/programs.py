@@ -169,6 +169,14 @@ def prune(
     return PrunedBlock(chosen.weights, packed, chosen.damping)
 
 
+@program()
+def mean(
+    hidden: Float[Array, "b t d"], of_dense: Float[Array, "b t d"], share: Float[Array, ""]
+) -> Float[Array, "b t d"]:
+    """Hidden states with a `share` of the dense model's."""
+    return ((1 - share) * hidden + share * of_dense).astype(hidden.dtype)
+
+
 @program(static=2, donate="before")
 def add_products(
     spec: BlockSpec,
@@ -176,15 +184,16 @@ def add_products(
     dense: Weights,
     pruned: Weights,
     hidden: Float[Array, "b t d"],
+    aim: Float[Array, "b t d"],
     before: Products,
     first: Int[Array, ""],
     total: Int[Array, ""],
 ) -> Products:
     """Takes a batch into the products of the input `name`; `first` sequences came before, of `total` ones.
 
-    XLA drops what comes after that input in both blocks, and what both share is computed once.
+    The pruned block reads `hidden`, the dense one `aim`. XLA drops what comes after that input in both.
     """
-    now, then = (_forward(spec, weights, hidden)[1][name] for weights in (pruned, dense))
+    now, then = _forward(spec, pruned, hidden)[1][name], _forward(spec, dense, aim)[1][name]
     return least_squares.add_products(before, now, then, first + jnp.arange(hidden.shape[0]) < total)
 
 

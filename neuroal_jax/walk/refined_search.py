@@ -62,21 +62,31 @@ def score(
     if steps.first > blocks.last:
         advance(len(candidates) * math.prod(blocks.checkpoint.head_shape()))
         return Scores(of_sequences=np.asarray(steps.outputs[blocks.last]["scores"]))
-    # Of each candidate the batches that it is fitted on, and then the search set; before the first block one for all.
-    flat: Batches = steps.hidden(lambda: blocks.embed([*blocks.batches(fitted), windows]))
+    batches = blocks.batches(fitted)
+    beside = len(batches) if method.reads_dense_model else 0
+
+    def start() -> Batches:
+        hidden = blocks.embed([*batches, windows])
+        return [*map(jnp.copy, hidden[:beside]), *hidden]
+
+    # What candidates are fitted on, in the dense model, where that walks along; then of each candidate the batches that
+    # it is fitted on, and the search set: before the first block, one for all.
+    states: Batches = steps.hidden(start)
+    of_dense, flat = states[:beside], states[beside:]
     for block, weights in blocks.read(steps.first):
         entering = [flat] * len(candidates) if block == 0 else _by_candidate(flat, len(candidates))
         flat = []
         for counts, hidden in zip(candidates, entering, strict=True):
             *fit, scored = [jnp.copy(h) for h in hidden] if block == 0 else hidden
-            pruned, _ = prune_block(blocks, method, block, weights, fit, len(fitted), counts[block])
+            pruned, _ = prune_block(blocks, method, block, weights, fit, of_dense, len(fitted), counts[block])
             kept = {name: weight.astype(blocks.dtype) for name, weight in pruned.weights.linears.items()}
             onward = [scored] if block == blocks.last else [*fit, scored]
             flat += [programs.run(blocks.spec, Weights(kept, weights.rest), h) for h in onward]
             jax.block_until_ready(flat[-1])
             advance(of_block)
         if block < blocks.last:
-            steps.record(block, flat)
+            of_dense = [programs.run(blocks.spec, weights, h) for h in of_dense]
+            steps.record(block, [*of_dense, *flat])
     outputs = [scored[None] for scored in flat]
     scores = head.scores(blocks, objective, dense, windows, outputs, lambda size: advance(len(candidates) * size))
     steps.record(blocks.last, [], {"scores": scores})

@@ -32,12 +32,14 @@ def update(
     dense: Weights,
     pruned: PrunedBlock,
     hidden: Batches,
+    of_dense: Batches,
     sequences: int,
 ) -> tuple[PrunedBlock, dict[str, dict[str, float]]]:
     """Changes the kept weights of all linears that read an input, then those that read the next one.
 
-    Each input is measured in the block whose linears before it are updated already, and in the dense block; both behind
-    the same pruned blocks.
+    Each input is measured in the block whose linears before it are updated already, and in the dense block. The former
+    reads what comes out of the pruned blocks; the latter a mean of that and of what it reads in the dense model: the
+    one alone would keep what pruned blocks did wrong, the other alone asks for more than a block can give back.
 
     Args:
         blocks: The model.
@@ -45,7 +47,8 @@ def update(
         block: Number of the block.
         dense: The block's weights.
         pruned: The pruned block.
-        hidden: The block's input, in batches.
+        hidden: The block's input behind the pruned blocks, in batches.
+        of_dense: Its input in the dense model; empty where that has no share.
         sequences: How many sequences of these count.
 
     Returns:
@@ -56,9 +59,12 @@ def update(
         UserError: If activations or weights are not finite.
     """
     weights, records = dict(pruned.weights.linears), {}
+    aims = hidden
+    if of_dense:
+        aims = [programs.mean(h, d, of_input.dense_share) for h, d in zip(hidden, of_dense, strict=True)]
     for name, linears in by_input(blocks.spec.linears).items():
         now = Weights({linear: weight.astype(blocks.dtype) for linear, weight in weights.items()}, dense.rest)
-        products = _products(blocks, name, dense, now, hidden, sequences)
+        products = _products(blocks, name, dense, now, hidden, aims, sequences)
         of_linears = (
             {linear: found[linear] for linear in linears} for found in (dense.linears, weights, pruned.packed)
         )
@@ -73,13 +79,15 @@ def update(
     return pruned._replace(weights=Weights(weights, dense.rest)), ordered
 
 
-def _products(blocks: Blocks, name: str, dense: Weights, pruned: Weights, hidden: Batches, sequences: int) -> Products:
-    """The products of an input, which is the same in both blocks if no linear comes before it."""
-    same = name == blocks.spec.linears[0].reads
+def _products(
+    blocks: Blocks, name: str, dense: Weights, pruned: Weights, hidden: Batches, aims: Batches, sequences: int
+) -> Products:
+    """The products of an input, which is one if both blocks read the same and no linear comes before it."""
+    same = aims is hidden and name == blocks.spec.linears[0].reads
     products = no_products(blocks.checkpoint.input_widths()[name], same=same)
-    for number, h in enumerate(hidden):
+    for number, (h, aim) in enumerate(zip(hidden, aims, strict=True)):
         first = number * blocks.batch
-        products = programs.add_products(blocks.spec, name, dense, pruned, h, products, first, sequences)
+        products = programs.add_products(blocks.spec, name, dense, pruned, h, aim, products, first, sequences)
     return products
 
 

@@ -37,12 +37,12 @@ def test_the_estimate_counts_what_is_multiplied(llama, tokens):
     assert walks(step="block") == [dense, block, 2 * calibration, dense]
     assert walks(step="row") == [dense, row, base, 2 * calibration, dense]
     assert walks(pruner="sparsegpt") == walks(step="block")
-    # Inputs of 32, 32, 32 and 56 numbers, each behind the linears before it, in two blocks; products of two inputs.
+    # Inputs of 32, 32, 32 and 56 numbers, each behind the linears before it, in two blocks; three products of each.
     behind = [64 * 32, 64 * 32 + 32 * 32, 64 * 32 + 32 * 32 + 112 * 32]
-    refit = 2 * 32 * 32 + sum(2 * 2 * before for before in behind) + 3 * 2 * (2 * 32 * 32 + 56 * 56)
+    refit = sum(2 * 2 * before for before in behind) + 3 * 2 * (3 * 32 * 32 + 56 * 56)
     refit += 3 * 2 * (2 * 8 * 32 + 2 * 8 * 32)  # attention, up to three inputs
     found = walks(allocation="uniform", pruner="magnitude", refine="refit")
-    assert found == [dense, 2 * calibration, 6 * 16 * 3 * refit, dense]
+    assert found == [dense, 2 * calibration, 6 * 16 * 3 * refit + calibration, dense]
     assert walks(allocation="dlp") == walks(allocation="owl")
     stages = [2 * size * search for size in (6, 3, 14, 5)]
     shape = {"allocation": "shape", "objective": "alignment"}

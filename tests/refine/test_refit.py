@@ -64,44 +64,47 @@ def inputs_of(layer, call):
     return found, output
 
 
-@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize(("pruner", "share"), [("wanda", 0.0), ("wanda", 0.25), ("sparsegpt", 0.5)])
 def test_every_linear_is_refitted_on_what_comes_in_behind_the_ones_before_it(
-    make_llama, windows, exactly_solved, pruner
+    make_llama, windows, exactly_solved, pruner, share
 ):
     import torch
     from transformers import AutoModelForCausalLM
 
     model = make_llama(num_hidden_layers=2)
-    results = pruned_blocks(model, windows, pruner, "refit", **exactly_solved)
+    results = pruned_blocks(model, windows, pruner, "refit", refit_dense_share=share, **exactly_solved)
     net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        of_dense = net(torch.from_numpy(windows), output_hidden_states=True).hidden_states
     compared = 0
 
     def watched(number, layer, forward):
         linears = dict(layer.named_modules())
 
-        def run(*args, **kwargs):
+        def run(hidden, *args, **kwargs):
             nonlocal compared
-            dense_inputs, _ = inputs_of(layer, lambda: forward(*args, **kwargs))
+            aim = (1 - share) * hidden + share * of_dense[number]
+            dense_inputs, _ = inputs_of(layer, lambda: forward(aim, *args, **kwargs))
             dense = {name: linears[name].weight.detach().numpy().copy() for name in dense_inputs}
             for name, weight in dense.items():
                 kept = np.unpackbits(results[number].packed[name], axis=1, count=weight.shape[1]).astype(bool)
                 linears[name].weight[~torch.from_numpy(kept)] = 0
             for group in ORDER:
-                now, _ = inputs_of(layer, lambda: forward(*args, **kwargs))
+                now, _ = inputs_of(layer, lambda: forward(hidden, *args, **kwargs))
                 for name in group:
                     kept = (linears[name].weight != 0).numpy()
                     expected = oracle(dense[name], kept, now[name], dense_inputs[name], DAMPING)
                     found = results[number].updated[name]
                     np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
                     np.testing.assert_array_equal(found != 0, kept)
-                    aim = dense_inputs[name] @ dense[name].T
+                    output = dense_inputs[name] @ dense[name].T
                     for weight, error in ((linears[name].weight.numpy(), "error_before"), (found, "error_after")):
-                        share = np.linalg.norm(now[name] @ weight.T - aim) / np.linalg.norm(aim)
+                        size = np.linalg.norm(now[name] @ weight.T - output) / np.linalg.norm(output)
                         if error == "error_after" or pruner == "wanda":  # SparseGPT's own weights are not known here
-                            assert results[number].refits[name][error] == pytest.approx(share, rel=1e-3)
+                            assert results[number].refits[name][error] == pytest.approx(size, rel=1e-3)
                     linears[name].weight[:] = torch.from_numpy(found)
                     compared += 1
-            return forward(*args, **kwargs)
+            return forward(hidden, *args, **kwargs)
 
         return run
 

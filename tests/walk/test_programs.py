@@ -79,7 +79,7 @@ def traces(make_llama, tokens, tmp_path_factory):
 def test_the_traces_are_those_of_every_method(traces):
     assert {method[kind] for method in METHODS for kind in method} == {*PRUNERS, *ALLOCATIONS, *REFINEMENTS}
     programs = {"embed", "run", "add_statistics", "observe", "prune", "apply_masks", "add_logits"}
-    programs |= {"window_losses", "add_products", "update_weights"}
+    programs |= {"window_losses", "add_products", "update_weights", "mean"}
     programs |= {"dense_run", "dense_runs", "prune_candidates", "compare", "compare_last", "outlier_share"}
     programs |= {"begin_candidates", "run_candidates", "add_candidates", "finish_candidates", "features"}
     programs |= {"add_dense", "finish_dense", "median_score"}

@@ -45,9 +45,9 @@ def test_a_candidate_is_scored_as_the_final_model_that_it_would_become(llama, pr
 def test_a_run_refines_every_candidate_of_every_stage(llama, tokens, tmp_path, monkeypatch):
     fitted, prune_block = [], final.prune_block
 
-    def counting(blocks, method, block, weights, hidden, sequences, quotas):
+    def counting(blocks, method, block, weights, hidden, of_dense, sequences, quotas):
         fitted.append(sequences)
-        return prune_block(blocks, method, block, weights, hidden, sequences, quotas)
+        return prune_block(blocks, method, block, weights, hidden, of_dense, sequences, quotas)
 
     monkeypatch.setattr(refined_search, "prune_block", counting)
     few = {"shape_ramps": "none", "shape_depth": 1, "shape_etas": "1", "shape_row_lambdas": "0.1"}
