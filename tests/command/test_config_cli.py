@@ -195,6 +195,7 @@ METHODS = [
         "dsnot_threshold": 0.5,
         "refit_damping": 0.3,
         "refit_iterations": 4,
+        "refit_dense_share": 0.25,
     },
     {"allocation": "alpha", "alpha_epsilon": 0.2, "pruner": "sparsegpt", "sparsegpt_group": 64},
     {"allocation": "dlp", "dlp_lambda": 0.2},
@@ -207,6 +208,10 @@ METHODS = [
         "shape_etas": (0.5, 1.0),
         "shape_row_lambdas": (0.1,),
         "shape_guard": 2.0,
+        "budget": "exact",
+        "objective": "loss",
+        "refine": "refit",
+        "search_refine": True,
     },
     {
         "allocation": "neuroal",
@@ -242,7 +247,7 @@ def test_every_option_is_a_flag_and_a_yaml_key(tmp_path, method):
 
 
 # What affects only a search, and what affects no result: of all other options the result depends on each.
-OF_A_SEARCH = {"objective", "step", "block_lambdas", "row_lambdas", "search_samples"}
+OF_A_SEARCH = {"objective", "search_refine", "step", "block_lambdas", "row_lambdas", "search_samples"}
 OF_NO_RESULT = {
     "candidate_batch",
     "compilation_cache",
