@@ -120,7 +120,7 @@ def split_top_up(text: str) -> tuple[str, str]:
     refine = max(chains, key=len, default=NONE)
     if refine == NONE:
         return text, NONE
-    return text.removesuffix(refine).removesuffix("+") or "uniform", refine
+    return ("uniform" if text == refine else text.removesuffix(f"+{refine}")), refine
 
 
 def list_items(name: str, value: Any) -> list[Any]:

@@ -66,7 +66,7 @@ ALLOCATIONS = Registry(
             module="neuroal_jax.search.shape",
             options=(
                 Option("shape_ramps", (0.1, 0.2), "shape: lambdas of the ramps in depth among its profiles", high=0.5),
-                Option("shape_depth", 4, "shape: waves in depth among its directions"),
+                Option("shape_depth", 4, "shape: waves in depth among its directions", high=64),
                 Option("shape_width", 0.05, "shape: how far each direction is tried to and fro", low=0.001, high=0.5),
                 Option("shape_step", 0.1, "shape: the longest step in a direction", high=0.5),
                 Option("shape_etas", (0.33, 0.67, 1.0, 1.5, 2.0), "shape: multiples of all steps together", high=10),

@@ -236,7 +236,8 @@ class PruneConfig(OptionsOfMethods):
         for name, (own, kind, method) in OWN_OPTIONS.items():
             value = getattr(self, name)
             if value != own.default and method not in METHODS[kind].named(getattr(self, kind)):
-                raise UserError(f"{flag(name)} {value} has no effect without {flag(kind)} {method}")
+                shown = ",".join(map(str, value)) or NONE if isinstance(value, tuple) else value
+                raise UserError(f"{flag(name)} {shown} has no effect without {flag(kind)} {method}")
         swaps = any(not REFINEMENTS[name].updates_weights for name in REFINEMENTS.named(self.refine))
         if swaps and PRUNERS[self.pruner].updates_weights:
             raise IllegalCombination(

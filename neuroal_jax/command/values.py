@@ -87,11 +87,11 @@ def fraction(name: str, value: Any) -> float:
     return number
 
 
-def whole(name: str, value: Any, low: int) -> int:
-    """A whole number of at least `low`."""
-    expected = f"a whole number of at least {low}"
+def whole(name: str, value: Any, low: int, high: float = math.inf) -> int:
+    """A whole number of at least `low`, and at most `high`."""
+    expected = f"a whole number of at least {low}" if high == math.inf else f"a whole number from {low} to {high}"
     number = _number(name, value, expected)
-    if not math.isfinite(number) or number != int(number) or not low <= number < 2**31:
+    if not math.isfinite(number) or number != int(number) or not low <= number <= min(high, 2**31 - 1):
         raise UserError(f"{flag(name)} is {value}, expected {expected}")
     return int(number)
 
@@ -122,7 +122,7 @@ def own_option(option: Option, value: Any) -> int | float | tuple[float, ...]:
     if isinstance(option.default, tuple):
         return numbers(option, value)
     if isinstance(option.default, int):
-        return whole(option.name, value, low=int(option.low))
+        return whole(option.name, value, int(option.low), option.high)
     return ranged(option.name, value, option.low, option.high)
 
 

@@ -60,6 +60,7 @@ REFINEMENTS = Registry(
                     "refit_damping",
                     0.1,
                     "refit: how firmly weights hold to what they were, by the mean square of the inputs",
+                    high=1e6,
                 ),
                 Option("refit_iterations", 8, "refit: most steps of conjugate gradients", low=1),
                 Option(

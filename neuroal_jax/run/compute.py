@@ -10,7 +10,6 @@ from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.allocation.allocation import Allocation
 from neuroal_jax.allocation.problem import Decision, Problem
 from neuroal_jax.data.windows import Windows
-from neuroal_jax.errors import UserError
 from neuroal_jax.machine.memory import return_freed
 from neuroal_jax.machine.programs import Trace, watched_traces
 from neuroal_jax.resume.state import State
@@ -101,11 +100,6 @@ def _decide(settled: SettledRun, blocks: Blocks, windows: np.ndarray, candidate_
     if settled.given is not None:
         return Decision(settled.given)
     search_set, fitted = windows[: config.search_samples], windows[config.search_samples :]
-    if config.search_refine and not len(fitted):
-        raise UserError(
-            f"--search-refine fits candidates on calibration sequences outside of the {len(search_set)} that they are "
-            f"scored on, and --calib has {len(windows)} in all: give more, or a smaller --search-samples"
-        )
     if config.searches:
         console.warn_of_few_tokens(search_set.size, config.objective)
     model = WalkedModel(

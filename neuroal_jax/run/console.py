@@ -54,7 +54,8 @@ def _short(value: float | str | None) -> str:
 def _describe(gain: Gain) -> str:
     """`kept: better by 0.1 ± 0.02`."""
     error = "" if gain.error is None else f" ± {gain.error:.2g}"
-    return f"{'kept' if gain.kept else 'refused'}: better by {gain.mean:.3g}{error} than the best before"
+    how = "better" if gain.mean >= 0 else "worse"
+    return f"{'kept' if gain.kept else 'refused'}: {how} by {abs(gain.mean):.3g}{error} than the best before"
 
 
 def warn_of_few_tokens(tokens: int, objective: str) -> None:

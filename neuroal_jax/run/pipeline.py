@@ -13,6 +13,7 @@ from neuroal_jax.allocation.allocation import Allocation
 from neuroal_jax.allocation.file import describe
 from neuroal_jax.command.config import AUTO, PruneConfig
 from neuroal_jax.data import Windows, check_sources, read_evaluations, reader_for
+from neuroal_jax.errors import UserError
 from neuroal_jax.files.records import record_of, to_json
 from neuroal_jax.files.writing import write_json
 from neuroal_jax.machine.compilation import use_cache
@@ -131,4 +132,9 @@ def _read_data(settled: SettledRun) -> tuple[Windows, dict[str, Windows]]:
     calibration = reader.calibration(config.calib, config.nsamples, config.seed)
     if len(calibration.ids) < config.nsamples:
         log.info("%s has %d rows: all are used (--nsamples %d)", config.calib, len(calibration.ids), config.nsamples)
+    if config.search_refine and len(calibration.ids) <= config.search_samples:
+        raise UserError(
+            f"--search-refine fits candidates on calibration sequences outside of the {len(calibration.ids)} that they "
+            f"are scored on, and --calib has {len(calibration.ids)} in all: give more, or a smaller --search-samples"
+        )
     return calibration, read_evaluations(replace(reader, seqlen=calibration.ids.shape[1]), config.evaluations)

@@ -395,6 +395,8 @@ BAD_RUNS = {
         "--step row does not go with",
     ),
     "an option of another allocation": ({"owl_m": "3"}, "--owl-m 3.0 has no effect without --allocation owl"),
+    "numbers of another allocation": ({"shape_etas": "0.5,1"}, "--shape-etas 0.5,1.0 has no effect without"),
+    "so much damping that nothing changes": ({"refine": "refit", "refit_damping": "1e38"}, "--refit-damping is 1e38"),
     "an option of no refinement": ({"dsnot_cycles": "3"}, "has no effect without --refine dsnot"),
     "an option of another pruner": ({"sparsegpt_group": "64"}, "has no effect without --pruner sparsegpt"),
     "an implied saved model in place of the model": ({"pruner": "sparsegpt", "out": "ROOT"}, "are the same directory"),

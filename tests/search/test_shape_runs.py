@@ -99,6 +99,7 @@ def test_sparsegpt_has_no_rows_and_says_so(llama, tokens, tmp_path, caplog):
         ("shape_row_lambdas", "0.6", "--shape-row-lambdas is 0.6, expected a number from 0 to 0.5"),
         ("shape_etas", "nan", "--shape-etas is nan"),
         ("shape_depth", "1.5", "--shape-depth is 1.5, expected a whole number"),
+        ("shape_depth", "65", "--shape-depth is 65, expected a whole number from 0 to 64"),
         ("shape_width", "0", "--shape-width is 0"),
         ("shape_guard", "-1", "--shape-guard is -1"),
     ],
