@@ -1,6 +1,7 @@
 """Changing the kept weights of a pruned block, one input of its linears after the other."""
 
 from collections.abc import Mapping, Sequence
+from graphlib import TopologicalSorter
 
 import numpy as np
 from jaxtyping import Float
@@ -15,14 +16,16 @@ from neuroal_jax.walk.programs import PrunedBlock, Weights
 
 
 def by_input(linears: Sequence[LinearSpec]) -> dict[str, list[str]]:
-    """The linears that read each input, in the order in which inputs arise in the block.
-
-    A family lists its linears so that no input depends on linears of a later one.
-    """
+    """The linears that read each input; no input depends on linears of a later one, however a family lists them."""
     found: dict[str, list[str]] = {}
+    depends = TopologicalSorter[str]()
     for linear in linears:
         found.setdefault(linear.reads, []).append(linear.name)
-    return found
+        depends.add(linear.reads)
+        for part in linear.parts:
+            if not part.feeds_next_block:
+                depends.add(part.feeds, linear.reads)
+    return {name: found[name] for name in depends.static_order()}
 
 
 def update(
@@ -83,7 +86,7 @@ def _products(
     blocks: Blocks, name: str, dense: Weights, pruned: Weights, hidden: Batches, aims: Batches, sequences: int
 ) -> Products:
     """The products of an input, which is one if both blocks read the same and no linear comes before it."""
-    same = aims is hidden and name == blocks.spec.linears[0].reads
+    same = aims is hidden and name == next(iter(by_input(blocks.spec.linears)))
     products = no_products(blocks.checkpoint.input_widths()[name], same=same)
     for number, (h, aim) in enumerate(zip(hidden, aims, strict=True)):
         first = number * blocks.batch

@@ -135,7 +135,7 @@ def test_batches_do_not_count(make_llama, windows):
         np.testing.assert_allclose(split.updated[name], weight, atol=1e-3 * np.abs(weight).max())
 
 
-FAST = ("llama", "phi")
+FAST = ("llama", "phi3")
 
 
 @pytest.mark.parametrize(
