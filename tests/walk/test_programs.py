@@ -3,21 +3,14 @@
 from contextlib import nullcontext
 
 import jax
-import numpy as np
 import pytest
 
 import neuroal_jax
 from neuroal_jax.allocation import ALLOCATIONS
-from neuroal_jax.allocation.dlp import median_score
-from neuroal_jax.allocation.owl import outlier_share
-from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.machine.programs import watched_traces
-from neuroal_jax.numerics.softmax import no_logits
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine import REFINEMENTS
-from neuroal_jax.walk.blocks import Blocks
 from neuroal_jax.walk.method import make_method
-from neuroal_jax.walk.programs import NextTokens, Weights, apply_masks, window_losses
 from tests.conftest import RUN, untraced
 
 KEPT = [name for name, pruner in PRUNERS.items() if not pruner.updates_weights]
@@ -62,17 +55,11 @@ def test_programs_of_both_budgets_are_the_same_where_the_released_code_computes_
 def traces(make_llama, tokens, tmp_path_factory):
     """All programs of runs with every method, each with what it was traced for."""
     model, root = make_llama(**untraced(99)), tmp_path_factory.mktemp("out")
+    jax.clear_caches()  # of programs that depend on shapes alone, which other tests have too
     with watched_traces() as traces, pytest.MonkeyPatch.context() as patch:
         patch.setattr("neuroal_jax.run.compute.watched_traces", lambda: nullcontext(traces))
         for number, method in enumerate(METHODS):
             run(model, tokens, root / str(number), **method)
-        # These depend on shapes alone, which other tests have too.
-        Blocks(open_checkpoint(str(model)), "float32").embed([np.ones((1, 3), np.int32)])
-        window_losses(NextTokens(no_logits((1, 2)), np.zeros((1, 2), np.float32)))
-        weight = np.ones((3, 11), np.float32)
-        apply_masks(Weights({"linear": weight}, {}), {"linear": np.ones((3, 2), np.uint8)})
-        outlier_share([weight], [weight], 5.0)
-        median_score([weight], [weight])
     return traces
 
 
