@@ -43,7 +43,7 @@ bench-quality: $(DEMO)/installed
 	$(DEMO)/bin/python -m eval.sweep --models demo --pruners magnitude,wanda,multiflow,sparsegpt \
 		--top-ups uniform,owl,dlp,alpha,dsnot,refit,neuroal,shape --sparsities 0.7 --out bench-quality
 
-# On a pretrained model, whose terms of use bind (https://ai.google.dev/gemma/terms); an hour on 2 cores. Texts come from the
+# On a pretrained model, whose terms of use bind (https://ai.google.dev/gemma/terms); hours on 2 cores. Texts come from the
 # Hub, or with REAL="--wikitext2 FILE --c4 FILE --calibration FILE" from files; REAL takes every option of the program.
 bench-real: $(DEV)/real-model
 	$(DEV)/bin/python -m benchmarks.real_model $(REAL)

@@ -12,7 +12,6 @@ Texts are as long as they are where they lie here beside the model; else as unde
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +23,7 @@ from neuroal_jax.data.sources import name_and_file
 from neuroal_jax.data.texts import TEXTS
 from neuroal_jax.data.tokens import is_token_file
 from neuroal_jax.data.windows import default_seqlen, reader_for
+from neuroal_jax.models.family import by_input
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine import REFINEMENTS
 from neuroal_jax.search.objective import OBJECTIVES
@@ -145,11 +145,9 @@ def sizes_of(model: str) -> Sizes | None:
 
 def _inputs(checkpoint: "Checkpoint") -> tuple[tuple[int, int], ...]:
     """See `Sizes`."""
-    outputs, widths = Counter[str](), {}
-    for linear in checkpoint.family.linears:
-        out, widths[linear.reads] = checkpoint.linear_shapes()[linear.name]
-        outputs[linear.reads] += out
-    return tuple((width, outputs[name]) for name, width in widths.items())
+    shapes, widths = checkpoint.linear_shapes(), checkpoint.input_widths()
+    groups = by_input(checkpoint.family.linears)
+    return tuple((widths[name], sum(shapes[linear][0] for linear in group)) for name, group in groups.items())
 
 
 def _opened(model: str) -> "Checkpoint | None":

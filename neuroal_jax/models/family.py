@@ -7,8 +7,9 @@ so has one mask, one share of the budget and one entry everywhere; its rows beco
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from typing import Any
 
 Shapes = Mapping[str, tuple[int, int]]  # (out, in) of each linear of a block
@@ -91,6 +92,19 @@ class ParamRule:
     def across(self, array: Any) -> Any:
         """An array of one side as the other side has it."""
         return array.T if self.transpose else array
+
+
+def by_input(linears: Sequence[LinearSpec]) -> dict[str, list[str]]:
+    """The linears that read each input; no input depends on linears of a later one, however a family lists them."""
+    found: dict[str, list[str]] = {}
+    depends = TopologicalSorter[str]()
+    for linear in linears:
+        found.setdefault(linear.reads, []).append(linear.name)
+        depends.add(linear.reads)
+        for part in linear.parts:
+            if not part.feeds_next_block:
+                depends.add(part.feeds, linear.reads)
+    return {name: found[name] for name in depends.static_order()}
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,17 @@
 """Changing the kept weights of a pruned block, one input of its linears after the other."""
 
-from collections.abc import Mapping, Sequence
-from graphlib import TopologicalSorter
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
 
 from neuroal_jax.errors import UserError
-from neuroal_jax.models.family import LinearSpec
+from neuroal_jax.models.family import by_input
 from neuroal_jax.numerics.least_squares import Products, no_products
 from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Batches, Blocks
 from neuroal_jax.walk.method import Update
 from neuroal_jax.walk.programs import PrunedBlock, Weights
-
-
-def by_input(linears: Sequence[LinearSpec]) -> dict[str, list[str]]:
-    """The linears that read each input; no input depends on linears of a later one, however a family lists them."""
-    found: dict[str, list[str]] = {}
-    depends = TopologicalSorter[str]()
-    for linear in linears:
-        found.setdefault(linear.reads, []).append(linear.name)
-        depends.add(linear.reads)
-        for part in linear.parts:
-            if not part.feeds_next_block:
-                depends.add(part.feeds, linear.reads)
-    return {name: found[name] for name in depends.static_order()}
 
 
 def update(

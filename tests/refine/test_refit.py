@@ -11,11 +11,11 @@ from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks import check_pruned, load_masks
 from neuroal_jax.masks.budget import Budget
+from neuroal_jax.models.family import by_input
 from neuroal_jax.refine import refit
 from neuroal_jax.walk import final, programs
 from neuroal_jax.walk.blocks import Blocks
 from neuroal_jax.walk.method import make_method
-from neuroal_jax.walk.update import by_input
 from tests.conftest import RUN, save_random_model
 from tests.models.test_families import ONE_OF_EACH
 from tests.numerics.test_least_squares import oracle
