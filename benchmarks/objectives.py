@@ -77,15 +77,7 @@ def correlations(
     models = {
         name: WalkedModel(blocks, method, budget, name, calibration, search_set, 1, progress) for name in OBJECTIVES
     }
-    problem = Problem(
-        budget.sparsity,
-        budget.num_blocks,
-        budget.shapes,
-        checkpoint.family,
-        checkpoint.config,
-        config.plain(),
-        next(iter(models.values())),
-    )
+    problem = next(iter(models.values())).problem(config.plain())
     allocations = list(allocations_of(problem, random).values())
     scores = {name: model.score(name, allocations).totals for name, model in models.items()}
     perplexities = []

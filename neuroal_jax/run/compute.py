@@ -8,7 +8,7 @@ import numpy as np
 
 from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.allocation.allocation import Allocation
-from neuroal_jax.allocation.problem import Decision, Problem
+from neuroal_jax.allocation.problem import Decision
 from neuroal_jax.data.windows import Windows
 from neuroal_jax.machine.memory import return_freed
 from neuroal_jax.machine.programs import Trace, watched_traces
@@ -96,7 +96,7 @@ def compute(
 
 def _decide(settled: SettledRun, blocks: Blocks, windows: np.ndarray, candidate_batch: int, clock: Clock) -> Decision:
     """How much of every block and row goes, as the file says or by the method that was asked for."""
-    config, budget, checkpoint = settled.config, settled.budget, settled.checkpoint
+    config, budget = settled.config, settled.budget
     if settled.given is not None:
         return Decision(settled.given)
     search_set, fitted = windows[: config.search_samples], windows[config.search_samples :]
@@ -113,17 +113,8 @@ def _decide(settled: SettledRun, blocks: Blocks, windows: np.ndarray, candidate_
         progress,
         fitted if config.search_refine else None,
     )
-    problem = Problem(
-        budget.sparsity,
-        budget.num_blocks,
-        budget.shapes,
-        checkpoint.family,
-        checkpoint.config,
-        config.plain(),
-        model,
-    )
     with clock("search"):
-        decision: Decision = ALLOCATIONS.module(config.allocation).allocate(problem)
+        decision: Decision = ALLOCATIONS.module(config.allocation).allocate(model.problem(config.plain()))
     console.print_search(decision, config.objective)
     return decision
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from neuroal_jax.allocation.allocation import Allocation
-from neuroal_jax.allocation.problem import Differences, Measurement, Norms, Scores
+from neuroal_jax.allocation.problem import Differences, Measurement, Norms, Problem, Scores
 from neuroal_jax.masks.budget import Budget
 from neuroal_jax.numerics.kl import Dense
 from neuroal_jax.search.objective import OBJECTIVES
@@ -64,7 +64,7 @@ class WalkedModel:
                 return search.score(self.blocks, self.method, self._code.score, self.search_set, counts, batch, advance)
         dense = self._dense if entry.against_dense else None
         if self.fitted is not None:
-            with self.progress(stage, refined_search.work(self.blocks.checkpoint, len(counts)), "weight") as advance:
+            with self.progress(stage, perplexity.work(self.blocks.checkpoint) * len(counts), "weight") as advance:
                 return refined_search.score(
                     self.blocks, self.method, self._code, dense, self.fitted, self.search_set, counts, advance
                 )
@@ -79,6 +79,19 @@ class WalkedModel:
         with self.progress("alignment", self.budget.num_blocks, "block") as advance:
             counts = self.budget.counts(candidate)
             return search.align(self.blocks, self.method, objective, self.search_set, counts, advance)
+
+    def problem(self, options: Mapping[str, Any]) -> Problem:
+        """What an allocation decides about this model, given all options of the run by name."""
+        budget, checkpoint = self.budget, self.blocks.checkpoint
+        return Problem(
+            sparsity=budget.sparsity,
+            num_blocks=budget.num_blocks,
+            shapes=budget.shapes,
+            family=checkpoint.family,
+            config=checkpoint.config,
+            options=options,
+            model=self,
+        )
 
     @cached_property
     def _dense(self) -> Dense:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from neuroal_jax.allocation.problem import Scores
-from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.data.tokens import token_hash
 from neuroal_jax.masks.budget import prunable_weights
 from neuroal_jax.numerics.kl import Dense
@@ -20,12 +19,6 @@ from neuroal_jax.walk.final import prune_block
 from neuroal_jax.walk.method import Method
 from neuroal_jax.walk.programs import Weights
 from neuroal_jax.walk.search import about_scores
-
-
-def work(checkpoint: Checkpoint, candidates: int) -> int:
-    """What `score` tells `advance` in all: weights of blocks and of the head, once for each candidate."""
-    of_model = prunable_weights(checkpoint.linear_shapes(), checkpoint.num_blocks)
-    return candidates * (of_model + math.prod(checkpoint.head_shape()))
 
 
 def score(
@@ -51,7 +44,7 @@ def score(
         fitted: Token ids `[m, tokens]` that candidates are pruned and fitted on.
         windows: Token ids `[n, tokens]`: the search set.
         candidates: How many weights go in every set of competitors, for each candidate.
-        advance: Told of weights, see `work`.
+        advance: Told of weights, for each candidate as many as `walk.perplexity.work` says.
 
     Raises:
         UserError: If activations, factors, updated weights or scores are not finite.

@@ -12,7 +12,7 @@ from neuroal_jax.search import block_step
 from neuroal_jax.walk import final, refined_search
 from neuroal_jax.walk.blocks import Blocks
 from neuroal_jax.walk.method import make_method
-from neuroal_jax.walk.perplexity import perplexity
+from neuroal_jax.walk.perplexity import perplexity, work
 from neuroal_jax.walk.search import score_by_head
 from tests.conftest import RUN
 
@@ -37,7 +37,7 @@ def test_a_candidate_is_scored_as_the_final_model_that_it_would_become(llama, pr
         results = final.prune(Blocks(checkpoint, "float32", 2), method, fitted, of_candidate)
         expected.append([np.log(perplexity(blocks, windows[i : i + 1], results)) for i in range(2)])
     np.testing.assert_allclose(found, expected, rtol=2e-6)
-    assert sum(told) == refined_search.work(checkpoint, 2)
+    assert sum(told) == 2 * work(checkpoint)
     unrefined = score_by_head(blocks, method, loss, None, windows, counts, 2).of_sequences
     assert np.abs(found - unrefined).min() > 1e-4
 
