@@ -11,7 +11,7 @@ from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.command.config import AUTO, METHODS, OWN_OPTIONS, STEPS, PruneConfig
 from neuroal_jax.command.values import flag
 from neuroal_jax.errors import IllegalCombination, UserError
-from neuroal_jax.refine import CHAINS, NONE
+from neuroal_jax.refine import CHAINS, NONE, REFINEMENTS
 from neuroal_jax.search.objective import OBJECTIVES
 
 _TOP_UPS = f"allocations ({', '.join(ALLOCATIONS)}, an allocation.json), {', '.join(CHAINS)}, or owl+dsnot"
@@ -60,7 +60,7 @@ def plan(values: Mapping[str, Any], out: Path) -> tuple[list[Run], list[tuple[st
     shared = {name: value for name, value in values.items() if name not in AXES and name != "out"}
     runs: dict[str, Run] = {}
     points: dict[str, dict[str, Any]] = {}
-    left_out, without_effect = [], set(shared)
+    left_out, without_effect = [], {name for name, value in shared.items() if value is not False}
     for items in product(*(values[name] for name in AXES)):
         point = dict(zip(AXES, items, strict=True))
         allocation, refine = split_top_up(str(point["top_ups"]))
@@ -85,12 +85,20 @@ def plan(values: Mapping[str, Any], out: Path) -> tuple[list[Run], list[tuple[st
             )
         runs.setdefault(run.name, run)
     for name in without_effect:
-        _, kind, method = OWN_OPTIONS[name]
-        raise UserError(f"{flag(name)} has no effect without {flag(kind)} {method}, which is in no run of the sweep")
+        if name in OWN_OPTIONS:
+            _, kind, method = OWN_OPTIONS[name]
+            needed = f"{flag(kind)} {method}, which is"
+        else:
+            needed = "a search and a refinement that updates weights (as --top-ups shape+refit), which are"
+        raise UserError(f"{flag(name)} has no effect without {needed} in no run of the sweep")
     return list(runs.values()), left_out
 
 
 def _has_effect(name: str, options: Mapping[str, Any]) -> bool:
+    allocation, refine = options["allocation"], options["refine"]
+    if name == "search_refine":
+        searches = allocation in ALLOCATIONS and ALLOCATIONS[allocation].searches
+        return searches and any(REFINEMENTS[part].updates_weights for part in REFINEMENTS.named(refine))
     if name not in OWN_OPTIONS:
         return True
     _, kind, method = OWN_OPTIONS[name]

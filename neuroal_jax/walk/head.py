@@ -13,7 +13,7 @@ from neuroal_jax.data.tokens import token_hash
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks.budget import prunable_weights
 from neuroal_jax.numerics.kl import Dense
-from neuroal_jax.walk import programs
+from neuroal_jax.walk import head_programs, programs
 from neuroal_jax.walk.blocks import Advance, Blocks, ignore
 
 
@@ -54,9 +54,9 @@ def distributions(blocks: Blocks, hidden: Float[Array, "b t d"], advance: Advanc
     features = _features(blocks, hidden[None])[0]
     found = None
     for _, params in blocks.head_slices():
-        found = jax.block_until_ready(programs.add_dense(blocks.head, params, features, found))
+        found = jax.block_until_ready(head_programs.add_dense(blocks.head, params, features, found))
         advance(params["embedding"].size)
-    dense: Dense = programs.finish_dense(found, features)
+    dense: Dense = head_programs.finish_dense(found, features)
     if not np.isfinite(dense.entropy).all():
         raise UserError(f"the dense model's distributions are not finite in {blocks.dtype}: try --dtype float32")
     return dense
@@ -86,15 +86,15 @@ def scores(
     features = []
     while hidden:
         features.append(_features(blocks, hidden.pop(0)))
-    found = [programs.begin_candidates(objective, of_group, dense) for of_group in features]
+    found = [head_programs.begin_candidates(objective, of_group, dense) for of_group in features]
     for first, params in blocks.head_slices():
         for index, of_group in enumerate(features):
-            found[index] = programs.add_candidates(
+            found[index] = head_programs.add_candidates(
                 blocks.head, objective, params, of_group, windows, dense, first, found[index]
             )
         jax.block_until_ready(found)
         advance(params["embedding"].size)
-    finished = [np.asarray(programs.finish_candidates(objective, of_group, dense)) for of_group in found]
+    finished = [np.asarray(head_programs.finish_candidates(objective, of_group, dense)) for of_group in found]
     result = np.concatenate(finished).astype(np.float64)
     if not np.isfinite(result).all():
         raise UserError(f"scores of candidates are not finite in {blocks.dtype}: try --dtype float32")
@@ -104,7 +104,7 @@ def scores(
 def _features(blocks: Blocks, hidden: Array) -> Array:
     """What the head multiplies the vectors of all tokens with, of `[candidate, window, token, hidden]`."""
     any_token = blocks.put(blocks.checkpoint.read_part("head", np.arange(1)))
-    return programs.features(blocks.head, any_token, hidden)
+    return head_programs.features(blocks.head, any_token, hidden)
 
 
 def _dense(output: dict[str, np.ndarray]) -> Dense:

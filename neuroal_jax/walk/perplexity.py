@@ -10,7 +10,7 @@ from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.data.tokens import token_hash
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks.budget import prunable_weights
-from neuroal_jax.walk import programs
+from neuroal_jax.walk import head_programs, programs
 from neuroal_jax.walk.blocks import Advance, Batches, Blocks, evaluation_batches, ignore
 from neuroal_jax.walk.final import BlockResult
 from neuroal_jax.walk.programs import Weights
@@ -64,13 +64,13 @@ def work(checkpoint: Checkpoint) -> int:
 
 def _losses(blocks: Blocks, hidden: Batches, batches: list[np.ndarray], advance: Advance) -> np.ndarray:
     """Mean next-token loss of every window, from the last block's outputs."""
-    found = [programs.no_next_tokens(batch) for batch in batches]
+    found = [head_programs.no_next_tokens(batch) for batch in batches]
     for first, params in blocks.head_slices():
         for index, batch in enumerate(batches):
-            found[index] = programs.add_logits(blocks.head, params, hidden[index], batch, first, found[index])
+            found[index] = head_programs.add_logits(blocks.head, params, hidden[index], batch, first, found[index])
         jax.block_until_ready(found)
         advance(params["embedding"].size)
-    return np.concatenate([np.asarray(programs.window_losses(of_batch)) for of_batch in found])
+    return np.concatenate([np.asarray(head_programs.window_losses(of_batch)) for of_batch in found])
 
 
 def _pruned(blocks: Blocks, weights: Weights, result: BlockResult) -> Weights:

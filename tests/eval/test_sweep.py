@@ -261,6 +261,17 @@ def test_options_reach_only_the_runs_that_they_are_for():
     assert {config.seed for config in found} == {3}
 
 
+def test_the_refit_is_in_the_loop_where_there_are_both():
+    values = {
+        "models": ["demo"], "pruners": ["wanda"],
+        "top_ups": ["uniform", "refit", "owl+refit", "shape", "shape+dsnot", "shape+refit", "shape+dsnot+refit"],
+        "steps": ["both"], "objectives": ["auto"], "sparsities": ["0.5"], "seeds": ["0"], "search_refine": True,
+    }  # fmt: skip
+    runs, left_out = grid.plan(values, Path("out"))
+    assert [run.config.search_refine for run in runs] == [False] * 5 + [True] * 2
+    assert left_out == []
+
+
 def test_runs_stay_inside_the_output(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for model in (".", "..", "/", "x/.."):
@@ -306,6 +317,10 @@ BAD = {
     ),
     "an option for no run": (
         ["--models", "demo", "--sparsities", "0.6", "--owl-m", "3", "--out", "x"], "which is in no run of the sweep",
+    ),
+    "a refit in no loop": (
+        ["--models", "demo", "--sparsities", "0.6", "--top-ups", "refit,shape", "--search-refine", "--out", "x"],
+        "--search-refine has no effect without a search and a refinement",
     ),
     "a wrong option": (["--models", "demo", "--sparsities", "0.6", "--nsamples", "abc", "--out", "x"], "--nsamples is"),
     "an unknown flag": (["--model", "demo"], "unrecognized arguments"),
