@@ -73,12 +73,16 @@ def name_of(row: Row) -> str:
 
 
 def select(names: Sequence[str]) -> list[Row]:
-    """The rows whose names begin with these words; all for none.
+    """The rows of these names, or else whose names begin with these words; all for none.
 
     Raises:
         UserError: If there is none of a name.
     """
-    chosen = [[row for row in ROWS if f"{name_of(row)} ".startswith(f"{name} ")] for name in names]
+    chosen = [
+        [row for row in ROWS if name_of(row) == name]
+        or [row for row in ROWS if f"{name_of(row)} ".startswith(f"{name} ")]
+        for name in names
+    ]
     for name, found in zip(names, chosen, strict=True):
         if not found:
             raise UserError(f"--rows: there is no row {name!r}, expected words of: {', '.join(map(name_of, ROWS))}")
@@ -292,7 +296,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--c4", metavar="FILE", help="validation documents of C4, to evaluate (default: the Hub's)")
     add("--calibration", metavar="FILE", help="training documents of C4, to calibrate (default: the Hub's)")
     add(
-        "--rows", type=_items, default=[], metavar="LIST", help="of the table, by their first words, as 'wanda neuroal'"
+        "--rows",
+        type=_items,
+        default=[],
+        metavar="LIST",
+        help="of the table, by name or first words, as 'wanda neuroal'",
     )
     add("--sparsities", default=SPARSITIES, metavar="LIST", help=f"of the table (default: {SPARSITIES})")
     add("--seeds", default="0", metavar="LIST", help="of the calibration sequences, for means and spreads (default: 0)")

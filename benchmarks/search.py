@@ -206,6 +206,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             allocation=options.allocation,
             objective=options.objective,
             candidate_batch=options.candidate_batch,
+            devices=options.devices,
             calib=str(root / "ids.npy"),
             eval="none",
             nsamples=options.samples,
@@ -234,6 +235,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     batches = checkpoint.num_blocks * walks / batch
     return {
         "device": jax.local_devices()[0].device_kind,
+        "devices": manifest["devices"],
         "peak_operations_per_second": best,
         "operations": needed,
         "seconds": {
@@ -301,6 +303,7 @@ def main() -> None:
     parser.add_argument("--pruner", default="wanda", choices=["wanda", "sparsegpt"])
     parser.add_argument("--allocation", default="neuroal", choices=[x for x in ALLOCATIONS if ALLOCATIONS[x].searches])
     parser.add_argument("--objective", default="alignment", choices=OBJECTIVES, help="what candidates are scored by")
+    parser.add_argument("--devices", default="all", help="how many devices share the work (default: all)")
     parser.add_argument("--candidate-batch", type=int, help="candidates that run together (default: as memory allows)")
     parser.add_argument("--samples", type=int, default=16, help="calibration sequences, of which the search uses 8")
     parser.add_argument("--seqlen", type=int, default=256)
@@ -317,7 +320,8 @@ def main() -> None:
     if options.json:
         print(json.dumps(result))
         return
-    print(f"{options.preset} on {result['device']}, {options.samples} sequences of {options.seqlen}, {options.dtype}")
+    machine = f"{result['devices']} x {result['device']}"
+    print(f"{options.preset} on {machine}, {options.samples} sequences of {options.seqlen}, {options.dtype}")
     print(f"matrix products: {result['peak_operations_per_second'] / 1e9:.0f} G operations per second at best")
     print(f"operations needed: {result['operations'] / 1e9:.0f} G; share of the peak: {result['share_of_peak']:.0%}")
     for title in ("seconds", "parts_of_the_search"):

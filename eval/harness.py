@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,15 @@ from neuroal_jax.machine.memory import is_exhausted
 class CheckedLM(HFLM):
     """lm-eval's model, which counts the prompts that it truncates and refuses likelihoods that are no numbers.
 
+    Of a batch it has the head compute no logits before the first choice: most tokens are of prompts, and the head of a
+    large vocabulary is most of a small model's work.
+
     Attributes:
         truncated: Number of requests (prompt and choice) so far that did not fit the model's context.
     """
 
     truncated = 0
+    _first_logit: Mapping[tuple[int, ...], int] = {}  # by what the model reads, see `_read`; where none stands, 0
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], *args: Any, **kwargs: Any
@@ -35,6 +40,12 @@ class CheckedLM(HFLM):
                     f"the choice {choice[:60]!r}... has {len(choice_ids)} tokens, more than the model's context of "
                     f"{self.max_length}, and lm-eval does not truncate choices: leave its task out"
                 )
+        first: dict[tuple[int, ...], int] = {}
+        for _, prompt, choice in requests:
+            read = (prompt + choice)[-(self.max_length + 1) : -1]
+            begin = len(read) - len(choice)
+            first[_without_padding(read)] = min(begin, first.get(_without_padding(read), begin))
+        self._first_logit = first
         self.truncated += sum(len(prompt) + len(choice) > self.max_length + 1 for _, prompt, choice in requests)
         scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *args, **kwargs)
         lost = sum(not math.isfinite(loglikelihood) for loglikelihood, _ in scores)
@@ -44,6 +55,23 @@ class CheckedLM(HFLM):
                 "try --dtype float32, and check the model's perplexity"
             )
         return scores
+
+    def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Logits of the last positions; lm-eval counts positions from the end."""
+        first = min(self._first_logit.get(_without_padding(row), 0) for row in inps.tolist())
+        if args or kwargs or not first or "logits_to_keep" not in signature(self.model.forward).parameters:
+            return super()._model_call(inps, *args, **kwargs)
+        with torch.no_grad():
+            logits: torch.Tensor = self.model(inps, logits_to_keep=inps.shape[1] - first).logits
+        return logits
+
+
+def _without_padding(tokens: Sequence[int]) -> tuple[int, ...]:
+    """What a model reads, whether or not lm-eval has filled it up (with zeros, on the right)."""
+    end = len(tokens)
+    while end and tokens[end - 1] == 0:
+        end -= 1
+    return tuple(tokens[:end])
 
 
 def load_model(path: Path, name: str, dtype: str, device: str, batch_size: int | str) -> CheckedLM:

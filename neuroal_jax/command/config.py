@@ -160,6 +160,18 @@ class PruneConfig(OptionsOfMethods):
     dtype: str = _option(
         AUTO, "model", "compute dtype; auto is float32 on a CPU, else the checkpoint's own", choices=DTYPES
     )
+    devices: int | str = _option(
+        values.ALL,
+        "model",
+        "how many of this process's devices candidates and sequences are divided over, or all",
+        affects="nothing",
+    )
+    device_memory: int | None = _option(
+        None,
+        "output",
+        "with --dry-run: memory of each of --devices that are not here, e.g. 80GiB (default: this machine's)",
+        affects="nothing",
+    )
     compilation_cache: str = _option(
         AUTO,
         "model",
@@ -205,6 +217,8 @@ class PruneConfig(OptionsOfMethods):
             "text_column": values.optional(values.name, "text_column", self.text_column),
             "seqlen": values.optional(values.positive, "seqlen", self.seqlen),
             "seed": values.whole("seed", self.seed, low=0),
+            "devices": values.count_or_all("devices", self.devices),
+            "device_memory": values.optional(values.memory_size, "device_memory", self.device_memory),
             "compilation_cache": values.text("compilation_cache", self.compilation_cache),
             "measured": values.optional(values.text, "measured", self.measured),
             "out": values.optional(values.text, "out", self.out),
@@ -221,6 +235,8 @@ class PruneConfig(OptionsOfMethods):
             if option.metadata["choices"]:
                 values.choice(option.name, getattr(self, option.name), option.metadata["choices"])
         self._check_combinations()
+        if self.device_memory is not None and not self.dry_run:
+            raise UserError("--device-memory plans for devices that are not here: add --dry-run")
         if not self.dry_run and self.out is None:
             raise UserError("--out is missing: name the directory for the results")
         if self.sparsity is None and self.allocation in ALLOCATIONS:

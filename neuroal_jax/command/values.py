@@ -12,6 +12,7 @@ from neuroal_jax.files.protection import lies_in, same_place
 from neuroal_jax.registry import Option
 
 LAMBDA_SETS = ("paper", "reference")
+ALL = "all"
 MAX_LAMBDA = 0.5  # densities span 2 * lambda, and no span exceeds 1
 
 T = TypeVar("T")
@@ -99,6 +100,28 @@ def whole(name: str, value: Any, low: int, high: float = math.inf) -> int:
 def positive(name: str, value: Any) -> int:
     """A whole number of at least 1."""
     return whole(name, value, low=1)
+
+
+def count_or_all(name: str, value: Any) -> int | str:
+    """A whole number of at least 1, or `all`."""
+    if value == ALL:
+        return ALL
+    try:
+        return positive(name, value)
+    except UserError as error:
+        raise UserError(f"{error}, or {ALL}") from None
+
+
+def memory_size(name: str, value: Any) -> int:
+    """Bytes, as a whole number or as 80GiB, 24GB, 512MiB."""
+    units = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}
+    unit = next((unit for unit in units if isinstance(value, str) and value.strip().endswith(unit)), None)
+    digits = value.strip().removesuffix(unit) if isinstance(value, str) and unit else value
+    expected = f"a number of bytes, or one of {', '.join(units)} as 80GiB"
+    size = _number(name, digits, expected) * units.get(unit or "", 1)
+    if not 1 <= size < 2**60:
+        raise UserError(f"{flag(name)} is {shown(value)}, expected {expected}")
+    return int(size)
 
 
 def ranged(name: str, value: Any, low: float, high: float) -> float:

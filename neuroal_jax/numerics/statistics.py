@@ -98,11 +98,12 @@ class Hessian:
         return state
 
 
+SUMS: dict[str, Hessian] = {"hessian": Hessian()}  # over sequences, so that their order counts
 STATISTICS: dict[str, Statistic] = {
     "squares": PerSequence(lambda x: jnp.sum(jnp.square(x), axis=1)),  # Wanda's norms, the alignment
     "sums": PerSequence(lambda x: jnp.sum(x, axis=1)),
     "variances": PerSequence(lambda x: jnp.var(x, axis=1)),  # of the population
-    "hessian": Hessian(),
+    **SUMS,
 }
 
 

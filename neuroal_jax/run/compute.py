@@ -71,7 +71,7 @@ def compute(
     samples, seqlen = calibration.ids.shape
     token_ppl: dict[str, dict[str, float]] = {name: {} for name in evaluations}
     with watched_traces() as traces:
-        blocks = Blocks(checkpoint, config.dtype, batch_size(seqlen, samples), state)
+        blocks = Blocks(checkpoint, config.dtype, batch_size(seqlen, samples), state, settled.devices)
 
         def evaluate(model: str, results: list[BlockResult] | None) -> None:
             for name, windows in evaluations.items():

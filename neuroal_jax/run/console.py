@@ -108,6 +108,8 @@ def print_plan(plan: Plan, checkpoint: Checkpoint, model: str, budget: Budget) -
     for name, (out, width) in plan.linears.items():
         log.info("%-24s  %8d  %8d  %14d", name, out, width, out * width)
     log.info("prunable weights: %d, to remove: %d", budget.prunable, budget.total)
+    if plan.devices > 1:
+        log.info("devices: %d; what follows is of each", plan.devices)
     if plan.candidate_batch:
         log.info("candidates per batch: %d", plan.candidate_batch)
     log.info("device memory peak: %s of %s", _gib(plan.device_peak), _gib(plan.device_available))

@@ -81,6 +81,7 @@ def describe_machine(plan: Plan, traces: Sequence[Trace]) -> dict[str, Any]:
     """The device, how the work was cut for it, and what it took; `traces`: programs that were not there before."""
     return {
         "device": jax.local_devices()[0].device_kind,
+        "devices": plan.devices,
         "candidate_batch": plan.candidate_batch,
         "traces": dict(Counter(trace.name for trace in traces)),
         "memory_bytes": {

@@ -31,7 +31,7 @@ from neuroal_jax.run import console, outputs
 from neuroal_jax.run.compute import compute
 from neuroal_jax.run.identity import identify, measured_in
 from neuroal_jax.run.manifest import describe_run
-from neuroal_jax.run.plan import Plan, plan_run, reads_text
+from neuroal_jax.run.plan import Plan, plan_run, reads_text, refuse_small_devices
 from neuroal_jax.run.progress import Clock
 from neuroal_jax.run.settle import SettledRun, settle
 
@@ -78,6 +78,7 @@ def _prune(config: PruneConfig) -> PruneResult:
         # Token files are quick to read, and say how long their sequences are; texts are not.
         plan = plan_run(settled, *((None, {}) if reads_text(config) else _read_data(settled)))
         console.print_plan(plan, settled.checkpoint, config.model, settled.budget)
+        refuse_small_devices(plan)
         return PruneResult(None, plan, {})
     checkpoint, target = settled.checkpoint, Path(config.out or "")
     with ExitStack() as stack, background() as thread:
@@ -90,6 +91,7 @@ def _prune(config: PruneConfig) -> PruneResult:
         hashes = thread.submit(checkpoint.hashes)
         plan = plan_run(settled, calibration, evaluations)
         refuse_what_cannot_fit(plan.certain_host)
+        refuse_small_devices(plan)
         identity = identify(settled.config, settled.budget.sparsity, checkpoint, calibration, evaluations)
         # Runs that take what others measured wait for the weights' hash; it is quick beside a walk.
         measured = None

@@ -34,10 +34,13 @@ import numpy as np
 
 from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.command.config import PruneConfig
+from neuroal_jax.command.values import ALL
 from neuroal_jax.data.windows import Windows, default_seqlen
+from neuroal_jax.errors import UserError
 from neuroal_jax.machine.memory import available_memory
 from neuroal_jax.masks.budget import prunable_weights
 from neuroal_jax.models.attention import score_bytes
+from neuroal_jax.numerics.statistics import SUMS
 from neuroal_jax.run.settle import SettledRun
 from neuroal_jax.search.objective import OBJECTIVES, Objective
 from neuroal_jax.walk.blocks import batch_size, evaluation_batch_size, vocabulary_slices
@@ -50,6 +53,7 @@ _TEXT_BYTES = 270 * 2**20  # tokenizer and data sets
 # To compile and to hold the programs that every run has, and those of a search.
 _COMPILER_BYTES, _SEARCH_COMPILER_BYTES = 60 * 2**20, 165 * 2**20
 _USABLE = 0.8  # share of free memory to plan with
+_LEAST_OF_ESTIMATE = 0.85  # peaks were within 15% of it
 _CACHE_BYTES = 64 * 2**20  # on a CPU, candidates run together while their activations are no more: about its cache
 
 
@@ -70,6 +74,8 @@ class Workload:
         reads_text: Whether calibration or evaluation is text, not token ids.
         objective: Of the search.
         refines_candidates: Whether the search refines each candidate.
+        devices: How many devices it is divided over.
+        device_bytes: What each of them has; None: what this machine's first one has.
     """
 
     steps: list[int]
@@ -84,20 +90,27 @@ class Workload:
     reads_text: bool
     objective: Objective = field(default_factory=lambda: next(iter(OBJECTIVES.values())))
     refines_candidates: bool = False
+    devices: int = 1
+    device_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will need, in bytes: the peaks are estimates, `certain_host` is less than any such run takes."""
+    """What a run will need, in bytes: the peaks are estimates, `certain_host` is less than any such run takes.
+
+    Of several devices the peak is the first one's, which computes what is not divided too.
+    """
 
     linears: dict[str, tuple[int, int]]
     num_blocks: int
     prunable: int
+    devices: int
     candidate_batch: int
     device_peak: int
     host_peak: int
     certain_host: int
     device_available: int
+    devices_share_host: bool
     output_bytes: int
     state_bytes: int
 
@@ -126,6 +139,8 @@ def plan_run(settled: SettledRun, calibration: Windows | None, evaluations: Mapp
         reads_text=reads_text(config),
         objective=OBJECTIVES[config.objective],
         refines_candidates=config.search_refine,
+        devices=len(settled.devices) if config.devices == ALL else int(config.devices),
+        device_bytes=config.device_memory,
     )
     return make_plan(settled.checkpoint, work, config.candidate_batch)
 
@@ -138,30 +153,36 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     block = size * sum(math.prod(shape) for shape in shapes.values())
     live = size * _live_width(checkpoint)
     selection = _SELECTION_BYTES * max(math.prod(shape) for shape in shapes.values())
-    available, on_host = device_memory()
+    available, on_host = device_memory(work.devices) if work.device_bytes is None else (work.device_bytes, False)
     pruner, refinement = work.method.memory(checkpoint.family.linears, shapes, checkpoint.input_widths())
     attention = 2 * max(score_bytes(), 4 * checkpoint.config.num_attention_heads * work.seqlen**2)
     fixed = (5 if on_host else 2) * block + attention
 
     tokens = work.search_samples * work.seqlen
     per_candidate = tokens * (live + hidden) + block + selection + pruner
-    finals = max(work.steps, default=0) * tokens * hidden
+    most = -(-max(work.steps, default=0) // work.devices)  # candidates of a device
+    finals = most * tokens * hidden
     dense = tokens * 4 * (checkpoint.head_shape()[1] + 3) if work.objective.against_dense and work.steps else 0
     search_fixed = fixed + finals + dense
     fits = int((_USABLE * available - search_fixed) // per_candidate)
     wanted = limit or (_CACHE_BYTES // (tokens * live) if on_host else fits)
-    batch = candidates_together(work.steps, max(1, min(wanted, fits))) if work.steps else 0
+    batch = candidates_together(work.steps, max(1, min(wanted, fits)), work.devices) if work.steps else 0
     head = _slice_bytes(checkpoint, work, slopes=work.objective.against_dense) if work.objective.reads_head else 0
     search_peak = search_fixed + max(batch * per_candidate, batch * tokens * hidden + head) if batch else 0
 
     windows = max(work.samples, work.windows or 0)
     forwards = 1 if work.method.update is None else 3  # the block as it is now, as it was, and what products take
     walks = 3 if work.method.reads_dense_model else 1  # the dense model's hidden states too, and means of both
-    pruning = walks * work.samples * work.seqlen * hidden + forwards * work.batch * work.seqlen * live
+    # Of what is fitted to dense outputs, all is on the first device.
+    samples = work.samples if work.method.update else _of_device(work.samples, work.batch, work.devices)
+    pruning = walks * samples * work.seqlen * hidden + forwards * work.batch * work.seqlen * live
     pruning += block + selection + pruner + refinement
+    if work.devices > 1 and any(name in SUMS for name in work.method.needs):
+        # A batch's inputs that are sent to the devices which sum them up, and those that come from the others.
+        pruning += 2 * work.batch * work.seqlen * size * sum(checkpoint.input_widths().values())
     if work.refines_candidates and batch:
-        everyone = max(work.steps) * work.samples * work.seqlen * hidden
-        search_peak = fixed + dense + everyone + max(pruning, max(work.steps) * tokens * hidden + head)
+        everyone = most * work.samples * work.seqlen * hidden
+        search_peak = fixed + dense + everyone + max(pruning, most * tokens * hidden + head)
     walk_peak = fixed + max(pruning, *_vocabulary_bytes(checkpoint, work, hidden, live, block))
 
     mask_bytes = checkpoint.num_blocks * sum(out * -(-width // 8) for out, width in shapes.values())
@@ -181,15 +202,33 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     return Plan(
         linears=shapes,
         num_blocks=checkpoint.num_blocks,
+        devices=work.devices,
         prunable=prunable_weights(shapes, checkpoint.num_blocks),
         candidate_batch=batch,
         device_peak=device,
-        host_peak=_runtime_bytes(work) + mask_bytes + (device if on_host else 2 * block),
+        host_peak=_runtime_bytes(work) + mask_bytes + (work.devices * device if on_host else 2 * block),
         certain_host=certain,
         device_available=available,
+        devices_share_host=on_host,
         output_bytes=mask_bytes + (model_bytes if work.save_model else 0),
         state_bytes=2 * hidden * state_tokens + dense + mask_bytes + updated,
     )
+
+
+def refuse_small_devices(plan: Plan) -> None:
+    """Raises UserError if a device whose memory is its own has less than the estimate less its error."""
+    needed = _LEAST_OF_ESTIMATE * plan.device_peak
+    if not plan.devices_share_host and needed > plan.device_available:
+        raise UserError(
+            f"out of memory: a device needs {plan.device_peak / 2**30:.1f} GiB by estimate and has "
+            f"{plan.device_available / 2**30:.1f} GiB: lower --nsamples, --search-samples or --seqlen, or use a "
+            "--pruner and a --refine that need less"
+        )
+
+
+def _of_device(samples: int, batch: int, devices: int) -> int:
+    """Sequences of the first device, which takes every so many batches one."""
+    return min(samples, math.ceil(math.ceil(samples / batch) / devices) * batch)
 
 
 def _vocabulary_bytes(checkpoint: Checkpoint, work: Workload, hidden: int, live: int, block: int) -> tuple[int, int]:
@@ -238,12 +277,12 @@ def _live_width(checkpoint: Checkpoint) -> int:
     return max(live.values()) + 2 * checkpoint.config.hidden_size
 
 
-def device_memory() -> tuple[int, bool]:
-    """Bytes that the first device can give, and whether they are the host's own memory."""
+def device_memory(devices: int) -> tuple[int, bool]:
+    """Bytes that each of the first `devices` devices can give, and whether they are the host's own memory."""
     import jax
 
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"], False
-    return available_memory()[0], True
+    return available_memory()[0] // devices, True

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 from tqdm import tqdm
 
@@ -17,8 +18,14 @@ def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
     """A bar on stderr, unless messages are switched off."""
     quiet = not log.isEnabledFor(logging.INFO)
     large = total >= 10_000  # 1.3M instead of 1300000
+    lock = Lock()  # devices report from threads of their own
     with tqdm(total=total, desc=title, unit=unit, unit_scale=large, disable=quiet, leave=False) as bar:
-        yield bar.update
+
+        def advance(units: int) -> None:
+            with lock:
+                bar.update(units)
+
+        yield advance
 
 
 class Clock:

@@ -12,8 +12,9 @@ from neuroal_jax.allocation.allocation import Allocation, mean_sparsity
 from neuroal_jax.allocation.file import load_allocation
 from neuroal_jax.checkpoint.opened import Checkpoint, open_checkpoint
 from neuroal_jax.command.config import AUTO, PruneConfig
-from neuroal_jax.command.values import flag
+from neuroal_jax.command.values import ALL, flag
 from neuroal_jax.errors import UserError
+from neuroal_jax.machine.devices import Devices, devices
 from neuroal_jax.masks.budget import Budget
 from neuroal_jax.masks.patterns import PATTERNS
 from neuroal_jax.pruners import PRUNERS
@@ -34,6 +35,7 @@ class SettledRun:
         budget: How many go.
         given: The allocation of a file, if one was named.
         stage_sizes: Number of candidates of each stage of the search; empty without a search.
+        devices: What work is divided over; of a dry run those of them that are here.
     """
 
     asked: PruneConfig
@@ -43,6 +45,7 @@ class SettledRun:
     budget: Budget
     given: Allocation | None
     stage_sizes: list[int]
+    devices: Devices
 
 
 def settle(asked: PruneConfig) -> SettledRun:
@@ -70,11 +73,13 @@ def settle(asked: PruneConfig) -> SettledRun:
             log.warning(message, config.allocation, config.refine)
         stage_sizes = code.stage_sizes(config.plain(), sparsity) if hasattr(code, "stage_sizes") else []
     if config.dtype == AUTO:
-        config = replace(config, dtype="float32" if jax.default_backend() == "cpu" else checkpoint.dtype)
+        on_cpu = jax.default_backend() == "cpu" and config.device_memory is None
+        config = replace(config, dtype="float32" if on_cpu else checkpoint.dtype)
     config = replace(config, save_model=config.model_directory)
     method = make_method(config.pruner, config.refine, config.plain())
     budget = Budget(checkpoint.linear_shapes(), checkpoint.num_blocks, sparsity, config.budget, method.pattern)
-    return SettledRun(asked, config, checkpoint, method, budget, given, stage_sizes)
+    wanted = None if config.devices == ALL or config.dry_run else int(config.devices)
+    return SettledRun(asked, config, checkpoint, method, budget, given, stage_sizes, devices(wanted))
 
 
 def _given(config: PruneConfig, checkpoint: Checkpoint, by_row: bool) -> tuple[Allocation | None, float]:

@@ -1,8 +1,9 @@
 """A model's blocks, one at a time: read ahead, moved to the device, checked. Every walk takes them from here."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.errors import UserError
+from neuroal_jax.machine.devices import Devices, one_device
 from neuroal_jax.machine.memory import return_freed
 from neuroal_jax.numerics.cholesky import DAMPING
 from neuroal_jax.numerics.statistics import STATISTICS, Statistics
@@ -67,18 +69,36 @@ class Blocks:
         head: The head's structure.
         dtype: Compute dtype of weights and hidden states.
         batch: Calibration sequences per compiled call, outside of searches; see `batch_size`.
+        devices: What divided work is divided over: candidates, or batches of sequences.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: str, batch: int = 1, state: State | None = None) -> None:
-        """Takes an opened model; `state` is what is kept of an interrupted run, and of this one: by default nothing."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: str,
+        batch: int = 1,
+        state: State | None = None,
+        devices: Devices | None = None,
+    ) -> None:
+        """Takes an opened model; `state` is what is kept of an interrupted run, and of this one: by default nothing.
+
+        By default there is one device.
+        """
         family, config = checkpoint.family, checkpoint.config
         self.checkpoint = checkpoint
         self.dtype = jnp.dtype(dtype)
         self.batch = batch
+        self.devices = devices or one_device()
         self.spec = BlockSpec(_graph(family.block, config), family.linears)
         self._state = state or State()
         self.head = _graph(family.head, config)
         self._stem = _graph(family.stem, config)
+
+    def on(self, part: int) -> "Blocks":
+        """The same for work that is not divided any further, on the device of a part."""
+        found = copy(self)
+        found.devices = Devices((self.devices.every[self.devices.turn(part)],))
+        return found
 
     @property
     def last(self) -> int:
@@ -153,6 +173,15 @@ class Blocks:
         """
         for first, end in vocabulary_slices(self.checkpoint.vocabulary):
             yield first, self.put(self.checkpoint.read_part("head", np.arange(first, end)))
+
+    def run(self, weights: Sequence[Weights], hidden: Batches) -> Batches:
+        """A block's output for batches of its input, each on its device; `weights`: the block's, see `copies`."""
+
+        def of_batch(number: int) -> Array:
+            output: Array = programs.run(self.spec, weights[self.devices.turn(number)], hidden[number])
+            return output
+
+        return self.devices.each(len(hidden), of_batch)
 
     def new_statistics(self, needs: tuple[str, ...], sequences: int) -> programs.State:
         """What statistics of every input begin with, of `sequences` sequences and what fills up their last batch."""

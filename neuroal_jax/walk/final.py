@@ -12,10 +12,10 @@ from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, is_finite, is_zero
 from neuroal_jax.errors import UserError
 from neuroal_jax.numerics.cholesky import DAMPING
 from neuroal_jax.numerics.selection import Counts, Quotas
-from neuroal_jax.numerics.statistics import Statistics
 from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Advance, Batches, Blocks, ignore
 from neuroal_jax.walk.method import Method
+from neuroal_jax.walk.observed import collect
 from neuroal_jax.walk.programs import PrunedBlock, Weights
 from neuroal_jax.walk.update import update
 
@@ -73,7 +73,8 @@ def prune(
         return [*hidden, *(map(jnp.copy, hidden) if method.reads_dense_model else ())]
 
     states: Batches = steps.hidden(start)
-    hidden, of_dense = states[: len(batches)], states[len(batches) :]
+    devices = blocks.devices
+    hidden, of_dense = devices.spread(states[: len(batches)]), devices.spread(states[len(batches) :])
     results = [_stored(output, block, move_updated) for block, output in enumerate(steps.outputs)]
     for block, weights in blocks.read(steps.first):
         pruned, refits = prune_block(blocks, method, block, weights, hidden, of_dense, len(windows), counts[block])
@@ -83,8 +84,8 @@ def prune(
             result = replace(result, updated=move_updated(block, result.updated))
         results.append(result)
         if block < blocks.last:  # no one reads the last block's output
-            hidden = [programs.run(blocks.spec, pruned.weights, h) for h in hidden]
-            of_dense = [programs.run(blocks.spec, weights, h) for h in of_dense]
+            hidden = blocks.run(devices.copies(pruned.weights, len(hidden)), hidden)
+            of_dense = blocks.run(devices.copies(weights, len(of_dense)), of_dense)
         steps.record(block, [*hidden, *of_dense], vars(result))
         advance(1)
     return results
@@ -107,33 +108,22 @@ def prune_block(
         method: How weights are chosen and updated.
         block: Number of the block.
         weights: Its dense weights.
-        hidden: Its input behind the pruned blocks, in batches.
-        of_dense: Its input in the dense model, for methods by which that walks along.
+        hidden: Its input behind the pruned blocks, in batches, each on its device.
+        of_dense: Its input in the dense model, for methods by which that walks along; likewise.
         sequences: How many sequences count.
         quotas: How many weights go.
 
     Raises:
         UserError: If activations, factors or updated weights are not finite.
     """
-    statistics = _statistics(blocks, method, block, weights, hidden, sequences)
+    copies = blocks.devices.copies(weights, len(hidden))
+    statistics = collect(blocks, method.of_masks.needs, block, copies, hidden, sequences)
     pruned = programs.prune(blocks.spec, method.of_masks, weights, statistics, quotas)
     blocks.check_damping(block, pruned.damping)
     if method.update is None:
         return pruned, {}
-    return update(blocks, method.update, block, weights, pruned, hidden, of_dense, sequences)
-
-
-def _statistics(
-    blocks: Blocks, method: Method, block: int, weights: Weights, hidden: Batches, sequences: int
-) -> dict[str, Statistics]:
-    """What the method needs of every input, over the first `sequences` sequences of the batches `hidden`."""
-    if not method.needs:
-        return {}
-    state = blocks.new_statistics(method.needs, sequences)
-    for number, h in enumerate(hidden):
-        first = number * blocks.batch
-        state = programs.add_statistics(blocks.spec, weights, h, state, first, sequences)
-    return blocks.finished_statistics(block, state, sequences)
+    here = blocks.devices.gathered
+    return update(blocks, method.update, block, weights, pruned, here(hidden), here(of_dense), sequences)
 
 
 def _result(

@@ -15,6 +15,7 @@ from neuroal_jax.masks.budget import prunable_weights
 from neuroal_jax.numerics.kl import Dense
 from neuroal_jax.walk import head_programs, programs
 from neuroal_jax.walk.blocks import Advance, Blocks, ignore
+from neuroal_jax.walk.head_programs import NextTokens
 
 
 def dense_distributions(blocks: Blocks, windows: np.ndarray, advance: Advance = ignore) -> Dense:
@@ -83,22 +84,54 @@ def scores(
     Raises:
         UserError: If a score is not finite.
     """
-    features = []
-    while hidden:
-        features.append(_features(blocks, hidden.pop(0)))
-    found = [head_programs.begin_candidates(objective, of_group, dense) for of_group in features]
+    devices, groups = blocks.devices, len(hidden)
+    placed = devices.spread(hidden)
+    hidden.clear()
+    of_dense = devices.copies(dense, groups)
+
+    def begin(group: int) -> tuple[Array, NextTokens]:
+        features = _features(blocks, placed[group])
+        placed[group] = None
+        return features, head_programs.begin_candidates(objective, features, of_dense[devices.turn(group)])
+
+    features, found = map(list, zip(*devices.each(groups, begin), strict=True))
     for first, params in blocks.head_slices():
-        for index, of_group in enumerate(features):
-            found[index] = head_programs.add_candidates(
-                blocks.head, objective, params, of_group, windows, dense, first, found[index]
-            )
+        of_device = devices.copies(params, groups)
+        found = _add_candidates(blocks, objective, of_device, first, features, windows, of_dense, found)
         jax.block_until_ready(found)
         advance(params["embedding"].size)
-    finished = [np.asarray(head_programs.finish_candidates(objective, of_group, dense)) for of_group in found]
+    finished = devices.each(
+        groups,
+        lambda group: np.asarray(
+            head_programs.finish_candidates(objective, found[group], of_dense[devices.turn(group)])
+        ),
+    )
     result = np.concatenate(finished).astype(np.float64)
     if not np.isfinite(result).all():
         raise UserError(f"scores of candidates are not finite in {blocks.dtype}: try --dtype float32")
     return result
+
+
+def _add_candidates(
+    blocks: Blocks,
+    objective: ModuleType,
+    params: list[dict[str, Array]],
+    first: int,
+    features: list[Array],
+    windows: np.ndarray,
+    dense: list[Dense | None],
+    before: list[NextTokens],
+) -> list[NextTokens]:
+    """Takes in the logits of a slice of the vocabulary; `params` and `dense` are copies on the devices."""
+
+    def of_group(group: int) -> NextTokens:
+        turn = blocks.devices.turn(group)
+        found: NextTokens = head_programs.add_candidates(
+            blocks.head, objective, params[turn], features[group], windows, dense[turn], first, before[group]
+        )
+        return found
+
+    return blocks.devices.each(len(features), of_group)
 
 
 def _features(blocks: Blocks, hidden: Array) -> Array:

@@ -7,8 +7,9 @@ import numpy as np
 
 from neuroal_jax.allocation.problem import Measurement
 from neuroal_jax.data.tokens import token_hash
-from neuroal_jax.walk import programs
+from neuroal_jax.numerics.statistics import Statistics
 from neuroal_jax.walk.blocks import Advance, Batches, Blocks, ignore
+from neuroal_jax.walk.observed import observe
 
 
 def measure(
@@ -38,13 +39,13 @@ def measure(
     about = {**seen, "needs": list(needs), "settings": settings}
     steps = blocks.begin(label, advance, None if settings is None else about)
     hidden: Batches = steps.hidden(lambda: blocks.embed(blocks.batches(windows)) if needs else [])
+    hidden = blocks.devices.spread(hidden)
     found = [_plain(output["found"]) for output in steps.outputs]
     for block, weights in blocks.read(steps.first):
-        state = blocks.new_statistics(tuple(needs), len(windows)) if needs else {}
-        for index, h in enumerate(hidden):
-            first = index * blocks.batch
-            hidden[index], state = programs.observe(blocks.spec, weights, h, state, first, len(windows))
-        statistics = blocks.finished_statistics(block, state, len(windows))
+        statistics: dict[str, Statistics] = {}
+        if needs:
+            copies = blocks.devices.copies(weights, len(hidden))
+            hidden, statistics = observe(blocks, needs, block, copies, hidden, len(windows))
         linears = {linear.name: weights.linears[linear.name] for linear in blocks.spec.linears}
         by_linear = {linear.name: statistics.get(linear.reads, {}) for linear in blocks.spec.linears}
         found.append(of_block(linears, by_linear))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.data.tokens import token_hash
@@ -13,6 +14,7 @@ from neuroal_jax.masks.budget import prunable_weights
 from neuroal_jax.walk import head_programs, programs
 from neuroal_jax.walk.blocks import Advance, Batches, Blocks, evaluation_batches, ignore
 from neuroal_jax.walk.final import BlockResult
+from neuroal_jax.walk.head_programs import NextTokens
 from neuroal_jax.walk.programs import Weights
 
 
@@ -39,10 +41,10 @@ def perplexity(
         advance(math.prod(blocks.checkpoint.head_shape()))
         return float(steps.outputs[blocks.last]["perplexity"])
     batches = evaluation_batches(windows)
-    hidden = steps.hidden(lambda: blocks.embed(batches))
+    hidden = blocks.devices.spread(steps.hidden(lambda: blocks.embed(batches)))
     for block, weights in blocks.read(steps.first):
         weights = _pruned(blocks, weights, results[block]) if results else weights
-        hidden = [programs.run(blocks.spec, weights, h) for h in hidden]
+        hidden = blocks.run(blocks.devices.copies(weights, len(hidden)), hidden)
         jax.block_until_ready(hidden)
         if block < blocks.last:
             steps.record(block, hidden)
@@ -64,13 +66,33 @@ def work(checkpoint: Checkpoint) -> int:
 
 def _losses(blocks: Blocks, hidden: Batches, batches: list[np.ndarray], advance: Advance) -> np.ndarray:
     """Mean next-token loss of every window, from the last block's outputs."""
-    found = [head_programs.no_next_tokens(batch) for batch in batches]
+    devices = blocks.devices
+    found = devices.spread([head_programs.no_next_tokens(batch) for batch in batches])
     for first, params in blocks.head_slices():
-        for index, batch in enumerate(batches):
-            found[index] = head_programs.add_logits(blocks.head, params, hidden[index], batch, first, found[index])
+        found = _add_logits(blocks, devices.copies(params, len(batches)), first, hidden, batches, found)
         jax.block_until_ready(found)
         advance(params["embedding"].size)
     return np.concatenate([np.asarray(head_programs.window_losses(of_batch)) for of_batch in found])
+
+
+def _add_logits(
+    blocks: Blocks,
+    params: list[dict[str, Array]],
+    first: int,
+    hidden: Batches,
+    batches: list[np.ndarray],
+    before: list[NextTokens],
+) -> list[NextTokens]:
+    """Takes in the logits of a slice of the vocabulary, of which `params` are copies on the devices."""
+
+    def of_batch(number: int) -> NextTokens:
+        mine = params[blocks.devices.turn(number)]
+        found: NextTokens = head_programs.add_logits(
+            blocks.head, mine, hidden[number], batches[number], first, before[number]
+        )
+        return found
+
+    return blocks.devices.each(len(batches), of_batch)
 
 
 def _pruned(blocks: Blocks, weights: Weights, result: BlockResult) -> Weights:

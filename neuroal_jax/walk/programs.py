@@ -106,6 +106,20 @@ def observe(
     return hidden, _updated(inputs, state, first, total)
 
 
+@program(static=1)
+def inputs(spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"]) -> dict[str, Float[Array, "b t in"]]:
+    """The inputs of the block's linears by name. XLA drops what comes after the last of them."""
+    return _forward(spec, weights, hidden)[1]
+
+
+@program(donate="state")
+def add_inputs(
+    inputs: dict[str, Float[Array, "b t in"]], state: State, first: Int[Array, ""], total: Int[Array, ""]
+) -> State:
+    """As `add_statistics`, of inputs that are there already."""
+    return _updated(inputs, state, first, total)
+
+
 class _Chosen(NamedTuple):
     """A block's pruned weights, its masks (True = kept) and, per input, the damping (see `PrunedBlock`)."""
 

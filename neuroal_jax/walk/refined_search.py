@@ -1,7 +1,7 @@
 """Scoring candidates with the refinement in the loop: each is pruned and updated as the final model would be."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import jax
@@ -68,15 +68,9 @@ def score(
     of_dense, flat = states[:beside], states[beside:]
     for block, weights in blocks.read(steps.first):
         entering = [flat] * len(candidates) if block == 0 else _by_candidate(flat, len(candidates))
-        flat = []
-        for counts, hidden in zip(candidates, entering, strict=True):
-            *fit, scored = [jnp.copy(h) for h in hidden] if block == 0 else hidden
-            pruned, _ = prune_block(blocks, method, block, weights, fit, of_dense, len(fitted), counts[block])
-            kept = {name: weight.astype(blocks.dtype) for name, weight in pruned.weights.linears.items()}
-            onward = [scored] if block == blocks.last else [*fit, scored]
-            flat += [programs.run(blocks.spec, Weights(kept, weights.rest), h) for h in onward]
-            jax.block_until_ready(flat[-1])
-            advance(of_block)
+        flat = _through_block(
+            blocks, method, block, weights, of_dense, entering, len(fitted), candidates, lambda: advance(of_block)
+        )
         if block < blocks.last:
             of_dense = [programs.run(blocks.spec, weights, h) for h in of_dense]
             steps.record(block, [*of_dense, *flat])
@@ -84,6 +78,50 @@ def score(
     scores = head.scores(blocks, objective, dense, windows, outputs, lambda size: advance(len(candidates) * size))
     steps.record(blocks.last, [], {"scores": scores})
     return Scores(of_sequences=scores)
+
+
+def _through_block(
+    blocks: Blocks,
+    method: Method,
+    block: int,
+    weights: Weights,
+    of_dense: Batches,
+    entering: Sequence[Batches],
+    sequences: int,
+    candidates: Sequence[Counts],
+    done: Callable[[], object],
+) -> Batches:
+    """The next block's input of every candidate, one after the other; behind the last block only the search set's.
+
+    Args:
+        blocks: The model; candidates are divided over devices.
+        method: How weights are chosen and updated.
+        block: Number of the block.
+        weights: Its dense weights.
+        of_dense: Its input in the dense model, of what candidates are fitted on.
+        entering: Its input for every candidate: batches that it is fitted on, and the search set.
+        sequences: How many sequences the former are.
+        candidates: How many weights go.
+        done: Called after every candidate.
+    """
+    devices = blocks.devices
+    weights_on = devices.copies(weights, len(candidates))
+    dense_on = devices.copies(of_dense, len(candidates))
+
+    def of_candidate(number: int) -> Batches:
+        turn = devices.turn(number)
+        hidden = devices.place(entering[number], number)
+        *fit, scored = [jnp.copy(h) for h in hidden] if block == 0 else hidden
+        dense, counts = weights_on[turn], candidates[number][block]
+        pruned, _ = prune_block(blocks.on(number), method, block, dense, fit, dense_on[turn], sequences, counts)
+        kept = {name: weight.astype(blocks.dtype) for name, weight in pruned.weights.linears.items()}
+        onward = [scored] if block == blocks.last else [*fit, scored]
+        found = [programs.run(blocks.spec, Weights(kept, dense.rest), h) for h in onward]
+        jax.block_until_ready(found)
+        done()
+        return found
+
+    return [h for found in devices.each(len(candidates), of_candidate) for h in found]
 
 
 def _by_candidate(flat: Batches, candidates: int) -> list[Batches]:

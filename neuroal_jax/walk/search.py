@@ -21,8 +21,8 @@ from neuroal_jax.walk.blocks import Advance, Blocks, ignore, repeated
 from neuroal_jax.walk.method import Method
 from neuroal_jax.walk.programs import Candidates, Objective, StatisticsOfInputs, Weights
 
-# Of a group of candidates, runs a block that is pruned as each says: its number, the block and the group's, the input,
-# and the dense statistics; gives the next block's input.
+# Of a group of candidates, runs a block that is pruned as each says: its number, the group's, the block, what is pruned
+# of it, the input, and the dense statistics; gives the next block's input.
 RunGroup = Callable[[int, int, Weights, Candidates, Any, StatisticsOfInputs], Any]
 
 
@@ -161,22 +161,43 @@ def _through_blocks(
         needs: Statistics of the dense run; without any there is none.
         hidden: The first block's input: of all in the model's first block, else of each group.
         first: Block.
-        groups: Candidates that run together.
+        groups: Candidates that run together; groups are divided over devices.
         run: Runs the pruned block of a group.
     """
-    spec, batch = blocks.spec, len(groups[0])
     for block, weights in blocks.read(first):
-        same = block == 0  # no candidate differs from the others yet
-        shared = repeated(programs.dense_run(spec, needs, weights, hidden[0]), batch) if same and needs else {}
-        entering, hidden = hidden, []
-        for index, group in enumerate(groups):
-            quotas = jax.tree.map(lambda *leaves: np.stack(leaves), *(candidate[block] for candidate in group))
-            of_group = repeated(entering[0], batch) if same else entering[index]
-            statistics = shared or (programs.dense_runs(spec, needs, weights, of_group) if needs else {})
-            pruned = programs.prune_candidates(spec, method, weights, statistics, quotas)
-            blocks.check_damping(block, pruned.damping)
-            hidden.append(run(block, index, weights, pruned, of_group, statistics))
+        hidden = _through_block(blocks, method, needs, block, weights, hidden, groups, run)
         yield block, hidden
+
+
+def _through_block(
+    blocks: Blocks,
+    method: Method,
+    needs: tuple[str, ...],
+    block: int,
+    weights: Weights,
+    hidden: list[Any],
+    groups: list[list[Counts]],
+    run: RunGroup,
+) -> list[Any]:
+    """The next block's input of every group; see `_through_blocks`."""
+    spec, devices, batch = blocks.spec, blocks.devices, len(groups[0])
+    same = block == 0  # no candidate differs from the others yet
+    dense = programs.dense_run(spec, needs, weights, hidden[0]) if same and needs else {}
+    shared = [repeated(copy, batch) for copy in devices.copies(dense, len(groups))]
+    entering = devices.copies(hidden[0], len(groups)) if same else devices.spread(hidden)
+    of_device = devices.copies(weights, len(groups))
+
+    def of_group(number: int) -> Any:
+        turn, group = devices.turn(number), groups[number]
+        weights = of_device[turn]
+        quotas = jax.tree.map(lambda *leaves: np.stack(leaves), *(candidate[block] for candidate in group))
+        hidden = repeated(entering[turn], batch) if same else entering[number]
+        statistics = shared[turn] or (programs.dense_runs(spec, needs, weights, hidden) if needs else {})
+        pruned = programs.prune_candidates(spec, method, weights, statistics, quotas)
+        blocks.check_damping(block, pruned.damping)
+        return run(block, number, weights, pruned, hidden, statistics)
+
+    return devices.each(len(groups), of_group)
 
 
 def align(
@@ -270,16 +291,20 @@ def _name(function: Objective | None) -> str | None:
     return None if function is None else f"{function.__module__}.{function.__qualname__}"
 
 
-def candidates_together(sizes: Sequence[int], limit: int) -> int:
-    """How many candidates to run at once: the most, up to `limit`, that wastes at most a tenth on filling up batches.
+def candidates_together(sizes: Sequence[int], limit: int, devices: int = 1) -> int:
+    """How many candidates to run at once on a device: the most, up to `limit`, that loses at most a tenth of the time.
+
+    It is lost on filling up batches, and while some devices wait for others.
 
     Args:
         sizes: Numbers of candidates of the stages to come.
         limit: The most that memory or the user allows.
+        devices: How many run a batch each at the same time.
     """
 
-    def waste(batch: int) -> int:
-        return sum(-size % batch for size in sizes)
+    def one_after_the_other(batch: int) -> int:
+        return sum(-(-size // (batch * devices)) * batch for size in sizes)
 
-    limit = min(limit, max(sizes))
-    return next(batch for batch in range(limit, 0, -1) if 10 * waste(batch) <= sum(sizes))
+    batches = range(min(limit, max(sizes)), 0, -1)
+    least = min(map(one_after_the_other, batches))
+    return next(batch for batch in batches if 10 * one_after_the_other(batch) <= 11 * least)

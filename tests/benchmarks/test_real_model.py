@@ -84,6 +84,8 @@ def test_rows_are_selected_by_their_first_words():
     assert [real_model.name_of(row) for row in selected] == [
         name for name in names if name == "wanda uniform" or name.startswith(("wanda neuroal ", "sparsegpt "))
     ]
+    (selected,) = real_model.select(["wanda neuroal both"])  # a row's name, with which another one begins
+    assert "objectives" not in selected
     with pytest.raises(UserError, match=r"no row 'wanda neu', expected words of: wanda uniform, "):
         real_model.select(["wanda uniform", "wanda neu"])
 

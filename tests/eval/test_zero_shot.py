@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import datasets
+import lm_eval.models.huggingface
 import numpy as np
 import pyarrow
 import pytest
@@ -169,6 +170,32 @@ def test_every_item_is_scored_as_lm_eval_scores_it(model, folder, tmp_path):
     accuracies = [row["dense"]["acc"] for row in ours["tasks"].values()]
     assert ours["mean"]["dense"] == pytest.approx(np.mean(accuracies))
     assert ours["mean"]["of"] == list(TASKS)
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(1, 2), (3, 9)])
+def test_the_head_computes_no_logits_before_the_choices(model, batch_size, most):
+    lm = harness.load_model(model, "it", "float32", "cpu", batch_size)
+    positions = []
+    lm.model.lm_head.register_forward_hook(lambda module, args, output: positions.append(args[0].shape[1]))
+    # Prompts and choices; zero is what lm-eval fills up with. The first two are one prompt with choices of a token, and
+    # the third what these read, cut elsewhere.
+    pairs = [
+        ([5, 6, 7], [8]),
+        ([5, 6, 7], [9]),
+        ([5, 6], [7, 4]),
+        ([5, 0, 0, 7, 3, 0], [0]),
+        ([3] * 9, [0, 4]),
+        ([2], [0, 0]),
+    ]
+    requests = [((str(prompt), str(choice)), prompt, choice) for prompt, choice in pairs]
+    found = lm._loglikelihood_tokens(requests)
+    assert max(positions) == most
+    positions.clear()
+    plain = lm_eval.models.huggingface.HFLM(lm.model, tokenizer=lm.tokenizer, batch_size=batch_size)
+    expected = plain._loglikelihood_tokens(requests)
+    assert max(positions) == 10
+    assert [same for _, same in found] == [same for _, same in expected]
+    np.testing.assert_allclose([x for x, _ in found], [x for x, _ in expected], rtol=1e-6)
 
 
 def test_the_hubs_layout_and_the_other_are_the_same_rows(folder, tmp_path):

@@ -1,0 +1,89 @@
+"""The devices that a run computes on: divided work goes to each in turn, all other work to the first.
+
+Each part of divided work runs the program that one device would run, in a thread of its device's own. XLA compiles a
+program that is partitioned over devices otherwise than for one, even where nothing of it is divided: last bits move,
+counts flip, another candidate wins. Parts that are dispatched give the same bits on any number of devices.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+
+from neuroal_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Devices of this process; JAX's default one is the first.
+
+    Attributes:
+        every: In JAX's order.
+    """
+
+    every: tuple[jax.Device, ...]
+
+    def __len__(self) -> int:
+        return len(self.every)
+
+    def turn(self, part: int) -> int:
+        """Number of the device that a part of divided work goes to."""
+        return part % len(self)
+
+    def place(self, tree: Any, part: int) -> Any:
+        """Arrays on the device of a part; themselves where they are there already."""
+        return tree if len(self) == 1 else jax.device_put(tree, self.every[self.turn(part)])
+
+    def spread(self, parts: Sequence[T]) -> list[T]:
+        """Each part's arrays on its device."""
+        return [self.place(tree, part) for part, tree in enumerate(parts)]
+
+    def gathered(self, parts: Sequence[T]) -> list[T]:
+        """Each part's arrays on the first device."""
+        return [self.place(tree, 0) for tree in parts]
+
+    def copies(self, tree: T, parts: int) -> list[T]:
+        """Arrays on every device that some of so many parts go to, to be taken by `turn`."""
+        return [self.place(tree, number) for number in range(min(len(self), max(parts, 1)))]
+
+    def each(self, parts: int, work: Callable[[int], T]) -> list[T]:
+        """`work(part)` of all parts, in their order; those of different devices at the same time.
+
+        What `work` makes anew lies on its part's device. The first error that a part raises is raised.
+        """
+        if len(self) == 1 or parts <= 1:
+            return [work(part) for part in range(parts)]
+
+        def of_device(number: int) -> list[T]:
+            with jax.default_device(self.every[number]):
+                return [work(part) for part in range(number, parts, len(self))]
+
+        numbers = range(min(len(self), parts))
+        with ThreadPoolExecutor(max_workers=len(numbers)) as threads:
+            contexts = [copy_context() for _ in numbers]  # the thread's own, of whoever watches what is traced
+            started = [threads.submit(context.run, of_device, n) for n, context in zip(numbers, contexts, strict=True)]
+            found = [of_one.result() for of_one in started]
+        return [found[self.turn(part)][part // len(self)] for part in range(parts)]
+
+
+def one_device() -> Devices:
+    """The one that JAX takes by default."""
+    return Devices((jax.local_devices()[0],))
+
+
+def devices(asked: int | None = None) -> Devices:
+    """The first `asked` devices of this process; None: all.
+
+    Raises:
+        UserError: If there are fewer.
+    """
+    found = jax.local_devices()
+    if asked is not None and asked > len(found):
+        kinds = f"{len(found)} ({found[0].device_kind})"
+        raise UserError(f"--devices {asked}: this process has {kinds}: ask for as many, or for all")
+    return Devices(tuple(found[:asked]))
