@@ -40,12 +40,7 @@ class CheckedLM(HFLM):
                     f"the choice {choice[:60]!r}... has {len(choice_ids)} tokens, more than the model's context of "
                     f"{self.max_length}, and lm-eval does not truncate choices: leave its task out"
                 )
-        first: dict[tuple[int, ...], int] = {}
-        for _, prompt, choice in requests:
-            read = (prompt + choice)[-(self.max_length + 1) : -1]
-            begin = len(read) - len(choice)
-            first[_without_padding(read)] = min(begin, first.get(_without_padding(read), begin))
-        self._first_logit = first
+        self._first_logit = first_logits([(prompt, choice) for _, prompt, choice in requests], self.max_length)
         self.truncated += sum(len(prompt) + len(choice) > self.max_length + 1 for _, prompt, choice in requests)
         scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *args, **kwargs)
         lost = sum(not math.isfinite(loglikelihood) for loglikelihood, _ in scores)
@@ -64,6 +59,16 @@ class CheckedLM(HFLM):
         with torch.no_grad():
             logits: torch.Tensor = self.model(inps, logits_to_keep=inps.shape[1] - first).logits
         return logits
+
+
+def first_logits(requests: Sequence[tuple[list[int], list[int]]], context: int) -> dict[tuple[int, ...], int]:
+    """Of prompts and choices in token ids, by what a model reads: the first position whose logits a choice needs."""
+    found: dict[tuple[int, ...], int] = {}
+    for prompt, choice in requests:
+        read = (prompt + choice)[-(context + 1) : -1]
+        first, key = len(read) - len(choice), _without_padding(read)
+        found[key] = min(first, found.get(key, first))
+    return found
 
 
 def _without_padding(tokens: Sequence[int]) -> tuple[int, ...]:

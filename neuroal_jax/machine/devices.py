@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
+from threading import Event
 from typing import Any, TypeVar
 
 import jax
@@ -54,20 +55,27 @@ class Devices:
     def each(self, parts: int, work: Callable[[int], T]) -> list[T]:
         """`work(part)` of all parts, in their order; those of different devices at the same time.
 
-        What `work` makes anew lies on its part's device. The first error that a part raises is raised.
+        What `work` makes anew lies on its part's device. An error of a part, or an interrupt, is raised once devices
+        are done with what they have begun.
         """
         if len(self) == 1 or parts <= 1:
             return [work(part) for part in range(parts)]
 
+        stopped = Event()
+
         def of_device(number: int) -> list[T]:
             with jax.default_device(self.every[number]):
-                return [work(part) for part in range(number, parts, len(self))]
+                return [work(part) for part in range(number, parts, len(self)) if not stopped.is_set()]
 
         numbers = range(min(len(self), parts))
         with ThreadPoolExecutor(max_workers=len(numbers)) as threads:
             contexts = [copy_context() for _ in numbers]  # the thread's own, of whoever watches what is traced
             started = [threads.submit(context.run, of_device, n) for n, context in zip(numbers, contexts, strict=True)]
-            found = [of_one.result() for of_one in started]
+            try:
+                found = [of_one.result() for of_one in started]
+            except BaseException:
+                stopped.set()
+                raise
         return [found[self.turn(part)][part // len(self)] for part in range(parts)]
 
 

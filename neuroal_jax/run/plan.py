@@ -21,6 +21,9 @@ The formula, with C candidates per batch out of K, N search sequences of T token
                        + activations of a batch and a pruned block, or
                          a slice of the head's table and its logits for one window
              embedding:  hidden states, and the rows of the table that the tokens of any of these look up
+    On several devices, which all have a block's weights, the first one's peak: of K candidates and of the sequences in
+    pruning its share (of what is fitted to dense outputs, all), and a batch's inputs on their way to other devices.
+
     state  = 2 * hidden states + masks                     (on disk, for --resume; and the updated weights)
     host   = Python, JAX, libraries for text and compiled programs (constants) + masks + device where that is the host's
              own memory
