@@ -57,6 +57,10 @@ class Settings:
     def __getitem__(self, name: str) -> Any:
         return dict(self.values)[name]
 
+    def replaced(self, values: Mapping[str, Any]) -> "Settings":
+        """The same with other values of some options."""
+        return Settings(tuple((name, values.get(name, value)) for name, value in self.values), self.reference)
+
 
 NO_SETTINGS = Settings()
 E = TypeVar("E", bound=Entry)

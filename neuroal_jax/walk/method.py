@@ -69,6 +69,13 @@ class Method:
         return Update(names[0], REFINEMENTS.restricted(names[0], self.refinement_settings)) if names else None
 
     @property
+    def of_candidates(self) -> "Method":
+        """As candidates of a search are refined."""
+        pairs = (pair for name in self._refinements for pair in REFINEMENTS[name].in_search)
+        values = {option: self.refinement_settings[other] for option, other in pairs}
+        return replace(self, refinement_settings=self.refinement_settings.replaced(values))
+
+    @property
     def of_masks(self) -> "Method":
         """Without the refinement's part that changes the kept weights."""
         names = [name for name in self._refinements if not REFINEMENTS[name].updates_weights]

@@ -38,7 +38,7 @@ def score(
 
     Args:
         blocks: The model.
-        method: How weights are chosen and updated.
+        method: How weights are chosen and updated; see `Method.of_candidates`.
         objective: Code of the objective, see `search/objective.py`.
         dense: The dense model's distributions on the windows, where the objective compares with them.
         fitted: Token ids `[m, tokens]` that candidates are pruned and fitted on.
@@ -49,6 +49,7 @@ def score(
     Raises:
         UserError: If activations, factors, updated weights or scores are not finite.
     """
+    method = method.of_candidates
     of_block = prunable_weights(blocks.checkpoint.linear_shapes(), 1)
     about = {**about_scores(method, objective.__name__, windows, candidates), "fitted on": token_hash(fitted)}
     steps = blocks.begin("search", lambda done: advance(done * len(candidates) * of_block), about)

@@ -22,7 +22,9 @@ IN_THE_LOOP = {"allocation": "shape", "refine": "refit", "search_refine": True, 
 @pytest.mark.parametrize("pruner", ["wanda", pytest.param("sparsegpt", marks=pytest.mark.slow)])
 def test_a_candidate_is_scored_as_the_final_model_that_it_would_become(llama, pruner):
     checkpoint = open_checkpoint(str(llama))
-    method = make_method(pruner, "refit", {"budget": "exact", "sparsegpt_group": 24})
+    options = {"budget": "exact", "sparsegpt_group": 24, "refit_iterations": 5, "refit_search_iterations": 2}
+    method = make_method(pruner, "refit", options)
+    assert method.of_candidates.refinement_settings["refit_iterations"] == 2
     budget = Budget(checkpoint.linear_shapes(), checkpoint.num_blocks, 0.6, "exact", method.pattern)
     linears, ids = list(budget.shapes), np.random.default_rng(1).integers(3, 96, (5, 16))
     candidates = [
@@ -34,7 +36,7 @@ def test_a_candidate_is_scored_as_the_final_model_that_it_would_become(llama, pr
     found = refined_search.score(blocks, method, loss, None, fitted, windows, counts, told.append).of_sequences
     expected = []
     for of_candidate in counts:
-        results = final.prune(Blocks(checkpoint, "float32", 2), method, fitted, of_candidate)
+        results = final.prune(Blocks(checkpoint, "float32", 2), method.of_candidates, fitted, of_candidate)
         expected.append([np.log(perplexity(blocks, windows[i : i + 1], results)) for i in range(2)])
     np.testing.assert_allclose(found, expected, rtol=2e-6)
     assert sum(told) == 2 * work(checkpoint)
