@@ -29,7 +29,7 @@ class CheckedLM(HFLM):
     """
 
     truncated = 0
-    _first_logit: Mapping[tuple[int, ...], int] = {}  # by what the model reads, see `_read`; where none stands, 0
+    _first_logit: Mapping[tuple[int, ...], int] = {}  # see `first_logits`; 0 where none stands
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], *args: Any, **kwargs: Any
