@@ -231,7 +231,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     walks = sum(len(candidates) for candidates in manifest["candidates"].values())
     of_head = sum(on_head)
     spent = manifest["seconds"]["search"] + manifest["seconds"]["prune"] - compile_seconds - of_head
-    best = peak(options.dtype)
+    best = manifest["devices"] * peak(options.dtype)
     batches = checkpoint.num_blocks * walks / batch
     return {
         "device": jax.local_devices()[0].device_kind,

@@ -95,10 +95,11 @@ def plan(values: Mapping[str, Any], out: Path) -> tuple[list[Run], list[tuple[st
 
 
 def _has_effect(name: str, options: Mapping[str, Any]) -> bool:
-    allocation, refine = options["allocation"], options["refine"]
-    if name == "search_refine":
+    allocation, refinements = options["allocation"], REFINEMENTS.named(options["refine"])
+    of_candidates = {option for part in refinements for _, option in REFINEMENTS[part].in_search}
+    if name == "search_refine" or name in of_candidates:
         searches = allocation in ALLOCATIONS and ALLOCATIONS[allocation].searches
-        return searches and any(REFINEMENTS[part].updates_weights for part in REFINEMENTS.named(refine))
+        return searches and any(REFINEMENTS[part].updates_weights for part in refinements)
     if name not in OWN_OPTIONS:
         return True
     _, kind, method = OWN_OPTIONS[name]

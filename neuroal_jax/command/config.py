@@ -270,6 +270,10 @@ class PruneConfig(OptionsOfMethods):
 
     def _check_search_refine(self) -> None:
         if not self.search_refine:
+            for name in REFINEMENTS.named(self.refine):
+                for _, option in REFINEMENTS[name].in_search:
+                    if getattr(self, option) != OWN_OPTIONS[option][0].default:
+                        raise UserError(f"{flag(option)} {getattr(self, option)} has no effect without --search-refine")
             return
         if not self.refine_updates or not self.searches:
             updating = " or ".join(name for name, entry in REFINEMENTS.items() if entry.updates_weights)

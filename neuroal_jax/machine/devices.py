@@ -13,6 +13,8 @@ from threading import Event
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from neuroal_jax.errors import UserError
 
@@ -36,6 +38,10 @@ class Devices:
         """Number of the device that a part of divided work goes to."""
         return part % len(self)
 
+    def put(self, array: np.ndarray, part: int) -> jax.Array:
+        """An array of the host's on the device of a part."""
+        return jnp.asarray(array) if len(self) == 1 else jax.device_put(array, self.every[self.turn(part)])
+
     def place(self, tree: Any, part: int) -> Any:
         """Arrays on the device of a part; themselves where they are there already."""
         return tree if len(self) == 1 else jax.device_put(tree, self.every[self.turn(part)])
@@ -55,8 +61,7 @@ class Devices:
     def each(self, parts: int, work: Callable[[int], T]) -> list[T]:
         """`work(part)` of all parts, in their order; those of different devices at the same time.
 
-        What `work` makes anew lies on its part's device. An error of a part, or an interrupt, is raised once devices
-        are done with what they have begun.
+        An error of a part, or an interrupt, is raised once devices are done with what they have begun.
         """
         if len(self) == 1 or parts <= 1:
             return [work(part) for part in range(parts)]
@@ -64,14 +69,16 @@ class Devices:
         stopped = Event()
 
         def of_device(number: int) -> list[T]:
-            with jax.default_device(self.every[number]):
+            try:
                 return [work(part) for part in range(number, parts, len(self)) if not stopped.is_set()]
+            except BaseException:
+                stopped.set()
+                raise
 
         numbers = range(min(len(self), parts))
         with ThreadPoolExecutor(max_workers=len(numbers)) as threads:
-            contexts = [copy_context() for _ in numbers]  # the thread's own, of whoever watches what is traced
-            started = [threads.submit(context.run, of_device, n) for n, context in zip(numbers, contexts, strict=True)]
-            try:
+            try:  # each with a context of this thread, of whoever watches what is traced
+                started = [threads.submit(copy_context().run, of_device, number) for number in numbers]
                 found = [of_one.result() for of_one in started]
             except BaseException:
                 stopped.set()

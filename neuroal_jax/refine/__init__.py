@@ -28,7 +28,7 @@ class Refinement(Entry):
         updates_weights: Whether kept weights change, so that masks alone do not hold the result.
         dense_share: The option that says how much the dense block whose outputs weights are to give reads of what it
             reads in the dense model, rather than of what comes out of the pruned blocks before it; None: nothing.
-        in_search: Pairs of options: the former takes the latter's value where candidates of a search are refined, which
+        in_search: Pairs of options: the former is at most the latter where candidates of a search are refined, which
             are many and need only be told apart.
     """
 
@@ -66,7 +66,7 @@ REFINEMENTS = Registry(
                     high=1e6,
                 ),
                 Option("refit_iterations", 8, "refit: most steps of conjugate gradients", low=1),
-                Option("refit_search_iterations", 5, "refit: the same for candidates, with --search-refine", low=1),
+                Option("refit_search_iterations", 5, "refit: most of a candidate, with --search-refine", low=1),
                 Option(
                     "refit_dense_share",
                     0.5,

@@ -59,9 +59,15 @@ class Steps:
     _hidden: list[np.ndarray] | None = None
     _report: Callable[[int, list[Any], Output], None] = lambda block, hidden, output: None
 
-    def hidden(self, start: Callable[[], list[Any]]) -> list[Any]:
-        """The hidden states that block `first` takes; `start()` makes those of block 0."""
-        return start() if self._hidden is None else [jnp.asarray(array) for array in self._hidden]
+    def hidden(
+        self,
+        start: Callable[[], list[Any]],
+        put: Callable[[np.ndarray, int], Any] = lambda array, _: jnp.asarray(array),
+    ) -> list[Any]:
+        """The hidden states that block `first` takes; `start()` makes those of block 0, `put` moves a numbered one."""
+        if self._hidden is None:
+            return start()
+        return [put(array, number) for number, array in enumerate(self._hidden)]
 
     def record(self, block: int, hidden: list[Any], output: Output | None = None) -> None:
         """Tells that a block is done: the hidden states that the next one takes, and what to keep of this one."""

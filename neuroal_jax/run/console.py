@@ -109,10 +109,11 @@ def print_plan(plan: Plan, checkpoint: Checkpoint, model: str, budget: Budget) -
         log.info("%-24s  %8d  %8d  %14d", name, out, width, out * width)
     log.info("prunable weights: %d, to remove: %d", budget.prunable, budget.total)
     if plan.devices > 1:
-        log.info("devices: %d; what follows is of each", plan.devices)
+        log.info("devices: %d", plan.devices)
     if plan.candidate_batch:
         log.info("candidates per batch: %d", plan.candidate_batch)
-    log.info("device memory peak: %s of %s", _gib(plan.device_peak), _gib(plan.device_available))
+    first = "first device's" if plan.devices > 1 else "device"
+    log.info("%s memory peak: %s of %s", first, _gib(plan.device_peak), _gib(plan.device_available))
     log.info("host memory peak: %s", _gib(plan.host_peak))
     log.info("bytes to be written: %d (and allocation.json, manifest.json, report.html)", plan.output_bytes)
     log.info("state for --resume while it runs: %s at most", _gib(plan.state_bytes))

@@ -91,7 +91,6 @@ def _prune(config: PruneConfig) -> PruneResult:
         hashes = thread.submit(checkpoint.hashes)
         plan = plan_run(settled, calibration, evaluations)
         refuse_what_cannot_fit(plan.certain_host)
-        refuse_small_devices(plan)
         identity = identify(settled.config, settled.budget.sparsity, checkpoint, calibration, evaluations)
         # Runs that take what others measured wait for the weights' hash; it is quick beside a walk.
         measured = None

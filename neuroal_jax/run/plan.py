@@ -14,8 +14,8 @@ The formula, with C candidates per batch out of K, N search sequences of T token
                or where the objective reads the head, hidden states, and the final ones of the dense model (h fp32)
                        + a slice of the head's table, its logits for one window and what it expects of the vectors
              pruning:    hidden states                     (of all calibration sequences)
-                       + activations of a batch (thrice where kept weights are fitted to dense outputs), a pruned block,
-                         selection
+                       + activations of a batch (twice on a CPU, thrice where kept weights are fitted to dense outputs),
+                         a pruned block, selection
                        + what the pruner and the refinement say that they take
              perplexity: hidden states                     (of one text's windows)
                        + activations of a batch and a pruned block, or
@@ -174,7 +174,8 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     search_peak = search_fixed + max(batch * per_candidate, batch * tokens * hidden + head) if batch else 0
 
     windows = max(work.samples, work.windows or 0)
-    forwards = 1 if work.method.update is None else 3  # the block as it is now, as it was, and what products take
+    # Of what is fitted: the block as it is now, as it was, and what products take. XLA fuses less on a CPU.
+    forwards = (2 if on_host else 1) if work.method.update is None else 3
     walks = 3 if work.method.reads_dense_model else 1  # the dense model's hidden states too, and means of both
     # Of what is fitted to dense outputs, all is on the first device.
     samples = work.samples if work.method.update else _of_device(work.samples, work.batch, work.devices)

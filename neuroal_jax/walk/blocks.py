@@ -1,8 +1,9 @@
 """A model's blocks, one at a time: read ahead, moved to the device, checked. Every walk takes them from here."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any
 
@@ -100,6 +101,10 @@ class Blocks:
         found.devices = Devices((self.devices.every[self.devices.turn(part)],))
         return found
 
+    def here(self) -> AbstractContextManager[Any]:
+        """Makes the first device the one on which arrays are made anew; programs run where their arguments are."""
+        return jax.default_device(self.devices.every[0])
+
     @property
     def last(self) -> int:
         """Number of the last block."""
@@ -183,13 +188,17 @@ class Blocks:
 
         return self.devices.each(len(hidden), of_batch)
 
-    def new_statistics(self, needs: tuple[str, ...], sequences: int) -> programs.State:
-        """What statistics of every input begin with, of `sequences` sequences and what fills up their last batch."""
+    def new_statistics(
+        self, needs: tuple[str, ...], sequences: int, inputs: Collection[str] | None = None
+    ) -> programs.State:
+        """What statistics of inputs (None: of all) begin with, of sequences and what fills up their last batch."""
         padded = sequences + -sequences % self.batch
-        return {
-            name: {kind: STATISTICS[kind].init(padded, width) for kind in needs}
-            for name, width in self.checkpoint.input_widths().items()
-        }
+        with self.here():
+            return {
+                name: {kind: STATISTICS[kind].init(padded, width) for kind in needs}
+                for name, width in self.checkpoint.input_widths().items()
+                if inputs is None or name in inputs
+            }
 
     def finished_statistics(self, block: int, state: programs.State, sequences: int) -> dict[str, Statistics]:
         """The statistics of every input over `sequences` sequences; raises UserError if a sum is not finite."""

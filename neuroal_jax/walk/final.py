@@ -65,16 +65,16 @@ def prune(
     Raises:
         UserError: If activations, factors or updated weights are not finite.
     """
-    steps = blocks.begin("pruning", advance)
+    steps, devices = blocks.begin("pruning", advance), blocks.devices
     batches = blocks.batches(windows) if method.reads_activations else []
 
     def start() -> Batches:
-        hidden = blocks.embed(batches) if batches else []
+        hidden = devices.spread(blocks.embed(batches)) if batches else []
         return [*hidden, *(map(jnp.copy, hidden) if method.reads_dense_model else ())]
 
-    states: Batches = steps.hidden(start)
-    devices = blocks.devices
-    hidden, of_dense = devices.spread(states[: len(batches)]), devices.spread(states[len(batches) :])
+    states: Batches = steps.hidden(start, lambda array, number: devices.put(array, number % len(batches)))
+    hidden, of_dense = states[: len(batches)], states[len(batches) :]
+    del states  # each is free once its block has run
     results = [_stored(output, block, move_updated) for block, output in enumerate(steps.outputs)]
     for block, weights in blocks.read(steps.first):
         pruned, refits = prune_block(blocks, method, block, weights, hidden, of_dense, len(windows), counts[block])

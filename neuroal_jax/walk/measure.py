@@ -38,13 +38,15 @@ def measure(
     seen = {"tokens": token_hash(windows), "batch": blocks.batch} if needs else {}
     about = {**seen, "needs": list(needs), "settings": settings}
     steps = blocks.begin(label, advance, None if settings is None else about)
-    hidden: Batches = steps.hidden(lambda: blocks.embed(blocks.batches(windows)) if needs else [])
-    hidden = blocks.devices.spread(hidden)
+    devices = blocks.devices
+    hidden: Batches = steps.hidden(
+        lambda: devices.spread(blocks.embed(blocks.batches(windows))) if needs else [], devices.put
+    )
     found = [_plain(output["found"]) for output in steps.outputs]
     for block, weights in blocks.read(steps.first):
         statistics: dict[str, Statistics] = {}
         if needs:
-            copies = blocks.devices.copies(weights, len(hidden))
+            copies = devices.copies(weights, len(hidden))
             hidden, statistics = observe(blocks, needs, block, copies, hidden, len(windows))
         linears = {linear.name: weights.linears[linear.name] for linear in blocks.spec.linears}
         by_linear = {linear.name: statistics.get(linear.reads, {}) for linear in blocks.spec.linears}

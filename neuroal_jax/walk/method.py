@@ -72,8 +72,9 @@ class Method:
     def of_candidates(self) -> "Method":
         """As candidates of a search are refined."""
         pairs = (pair for name in self._refinements for pair in REFINEMENTS[name].in_search)
-        values = {option: self.refinement_settings[other] for option, other in pairs}
-        return replace(self, refinement_settings=self.refinement_settings.replaced(values))
+        settings = self.refinement_settings
+        values = {option: min(settings[option], settings[limit]) for option, limit in pairs}
+        return replace(self, refinement_settings=settings.replaced(values))
 
     @property
     def of_masks(self) -> "Method":

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -47,38 +48,54 @@ def observe(
     blocks: Blocks, needs: Sequence[str], block: int, weights: Sequence[Weights], hidden: Batches, sequences: int
 ) -> tuple[Batches, dict[str, Statistics]]:
     """The block's output, and `collect`; on one device in one run of the block."""
-    if len(weights) > 1 or not needs:
+    if len(weights) > 1 and any(name in SUMS for name in needs):
         statistics = collect(blocks, needs, block, weights, hidden, sequences)
         return blocks.run(weights, hidden), statistics
-    state, onward = blocks.new_statistics(tuple(needs), sequences), []
-    for number, h in enumerate(hidden):
-        first = number * blocks.batch
-        output, state = programs.observe(blocks.spec, weights[0], h, state, first, sequences)
-        onward.append(output)
+    states = _new_states(blocks, tuple(needs), weights, sequences)
+
+    def take_in(number: int) -> Array:
+        turn, first = blocks.devices.turn(number), number * blocks.batch
+        output, states[turn] = programs.observe(
+            blocks.spec, weights[turn], hidden[number], states[turn], first, sequences
+        )
+        return output
+
+    onward = blocks.devices.each(len(hidden), take_in)
+    state = states[0] if len(weights) == 1 else _together(blocks, states, len(hidden))
     return onward, blocks.finished_statistics(block, state, sequences)
+
+
+def _new_states(blocks: Blocks, needs: tuple[str, ...], weights: Sequence[Weights], sequences: int) -> list[State]:
+    """What statistics begin with, on every device."""
+    return [blocks.on(turn).new_statistics(needs, sequences) for turn in range(len(weights))]
 
 
 def _by_sequence(
     blocks: Blocks, needs: tuple[str, ...], weights: Sequence[Weights], hidden: Batches, sequences: int
 ) -> State:
-    """What is reduced over the tokens of each sequence: a device takes its batches, and their rows are put together."""
-    devices, batch = blocks.devices, blocks.batch
-    states = devices.each(len(weights), lambda turn: blocks.new_statistics(needs, sequences))
+    """What is reduced over the tokens of each sequence: a device takes its batches."""
+    states = _new_states(blocks, needs, weights, sequences)
 
     def take_in(number: int) -> None:
-        turn = devices.turn(number)
+        turn, first = blocks.devices.turn(number), number * blocks.batch
         states[turn] = programs.add_statistics(
-            blocks.spec, weights[turn], hidden[number], states[turn], number * batch, sequences
+            blocks.spec, weights[turn], hidden[number], states[turn], first, sequences
         )
 
-    devices.each(len(hidden), take_in)
+    blocks.devices.each(len(hidden), take_in)
+    return _together(blocks, states, len(hidden))
+
+
+def _together(blocks: Blocks, states: Sequence[State], batches: int) -> State:
+    """The rows of all batches on the first device, each from the device that took it."""
+    devices, batch = blocks.devices, blocks.batch
 
     def together(name: str, kind: str) -> Array:
-        owners = [states[devices.turn(number)][name][kind] for number in range(len(hidden))]
+        owners = [states[devices.turn(number)][name][kind] for number in range(batches)]
         rows = [owner[number * batch : (number + 1) * batch] for number, owner in enumerate(owners)]
         return jnp.concatenate(devices.gathered(rows))
 
-    return {name: {kind: together(name, kind) for kind in needs} for name in states[0]}
+    return {name: {kind: together(name, kind) for kind in of_input} for name, of_input in states[0].items()}
 
 
 def _by_input(
@@ -90,26 +107,22 @@ def _by_input(
     """
     devices, together = blocks.devices, len(weights)
     mine = _shares(blocks.checkpoint.input_widths(), together)
-
-    def nothing(turn: int) -> State:
-        state = blocks.new_statistics(needs, sequences)
-        return {name: state[name] for name in mine[turn]}
-
-    states = devices.each(together, nothing)
+    states = [blocks.on(turn).new_statistics(needs, sequences, share) for turn, share in enumerate(mine)]
     for first in range(0, len(hidden), together):
         found = devices.each(
             min(together, len(hidden) - first), partial(_inputs, blocks, weights, hidden[first : first + together])
         )
         states = devices.each(together, partial(_add_inputs, blocks, states, found, first, sequences))
+        jax.block_until_ready(states)  # or inputs of later batches would arrive, and wait
     whole = {name: of_input for state in states for name, of_input in state.items()}
     return {name: devices.place(whole[name], 0) for name in blocks.checkpoint.input_widths()}
 
 
 def _shares(widths: Mapping[str, int], devices: int) -> list[list[str]]:
-    """Which inputs each device sums up, so that the squares of their widths are spread evenly."""
+    """Which inputs each device sums up: squares of widths evenly, and little on the first, which has more to hold."""
     shares: list[list[str]] = [[] for _ in range(devices)]
     for name in sorted(widths, key=lambda name: -widths[name]):
-        min(shares, key=lambda share: sum(widths[other] ** 2 for other in share)).append(name)
+        min(reversed(shares), key=lambda share: sum(widths[other] ** 2 for other in share)).append(name)
     return shares
 
 

@@ -41,10 +41,11 @@ def perplexity(
         advance(math.prod(blocks.checkpoint.head_shape()))
         return float(steps.outputs[blocks.last]["perplexity"])
     batches = evaluation_batches(windows)
-    hidden = blocks.devices.spread(steps.hidden(lambda: blocks.embed(batches)))
+    devices = blocks.devices
+    hidden = steps.hidden(lambda: devices.spread(blocks.embed(batches)), devices.put)
     for block, weights in blocks.read(steps.first):
         weights = _pruned(blocks, weights, results[block]) if results else weights
-        hidden = blocks.run(blocks.devices.copies(weights, len(hidden)), hidden)
+        hidden = blocks.run(devices.copies(weights, len(hidden)), hidden)
         jax.block_until_ready(hidden)
         if block < blocks.last:
             steps.record(block, hidden)

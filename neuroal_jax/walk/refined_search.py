@@ -65,8 +65,12 @@ def score(
 
     # What candidates are fitted on, in the dense model, where that walks along; then of each candidate the batches that
     # it is fitted on, and the search set: before the first block, one for all.
-    states: Batches = steps.hidden(start)
+    def put(array: np.ndarray, number: int) -> jax.Array:
+        return blocks.devices.put(array, max(number - beside, 0) // (len(batches) + 1))
+
+    states: Batches = steps.hidden(start, put)
     of_dense, flat = states[:beside], states[beside:]
+    del states  # each is free once its block has run
     for block, weights in blocks.read(steps.first):
         entering = [flat] * len(candidates) if block == 0 else _by_candidate(flat, len(candidates))
         flat = _through_block(

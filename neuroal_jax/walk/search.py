@@ -68,7 +68,8 @@ def score(
     counted = method.sequence_weights(len(windows))
     about = {**about_scores(method, _name(objective), windows, candidates), "candidates together": batch}
     steps = blocks.begin("search", lambda done: advance(done * len(candidates)), about)
-    hidden = steps.hidden(lambda: blocks.embed([windows]))  # one for all; behind the first block, one per group
+    # One for all; behind the first block, one per group.
+    hidden = steps.hidden(lambda: blocks.embed([windows]), blocks.devices.put)
     scores = np.zeros((len(groups), batch, blocks.last + 1, len(spec.linears)))
     for block, output in enumerate(steps.outputs):
         scores[:, :, block] = output["scores"]
@@ -120,7 +121,7 @@ def score_by_head(
     if steps.first > blocks.last:
         advance(len(candidates) * math.prod(blocks.checkpoint.head_shape()))
         return Scores(of_sequences=np.asarray(steps.outputs[blocks.last]["scores"]))
-    hidden = steps.hidden(lambda: blocks.embed([windows]))
+    hidden = steps.hidden(lambda: blocks.embed([windows]), blocks.devices.put)
 
     def run(
         block: int, group: int, weights: Weights, pruned: Candidates, hidden: Any, statistics: StatisticsOfInputs
@@ -182,8 +183,12 @@ def _through_block(
     """The next block's input of every group; see `_through_blocks`."""
     spec, devices, batch = blocks.spec, blocks.devices, len(groups[0])
     same = block == 0  # no candidate differs from the others yet
-    dense = programs.dense_run(spec, needs, weights, hidden[0]) if same and needs else {}
-    shared = [repeated(copy, batch) for copy in devices.copies(dense, len(groups))]
+    shared = [
+        repeated(copy, batch)
+        for copy in devices.copies(
+            programs.dense_run(spec, needs, weights, hidden[0]) if same and needs else {}, len(groups)
+        )
+    ]
     entering = devices.copies(hidden[0], len(groups)) if same else devices.spread(hidden)
     of_device = devices.copies(weights, len(groups))
 

@@ -195,7 +195,6 @@ METHODS = [
         "dsnot_threshold": 0.5,
         "refit_damping": 0.3,
         "refit_iterations": 4,
-        "refit_search_iterations": 2,
         "refit_dense_share": 0.25,
     },
     {"allocation": "alpha", "alpha_epsilon": 0.2, "pruner": "sparsegpt", "sparsegpt_group": 64},
@@ -213,6 +212,7 @@ METHODS = [
         "objective": "loss",
         "refine": "refit",
         "search_refine": True,
+        "refit_search_iterations": 2,
     },
     {
         "allocation": "neuroal",

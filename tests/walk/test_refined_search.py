@@ -69,6 +69,7 @@ def test_a_run_refines_every_candidate_of_every_stage(llama, tokens, tmp_path, m
         ({"allocation": "neuroal"}, "--search-refine does not go with --objective alignment, .*use --objective kl"),
         ({"search_samples": 6}, "--nsamples is 6, expected more than --search-samples 6"),
         ({"search_refine": "yes"}, "--search-refine is 'yes'"),
+        ({"search_refine": False, "refit_search_iterations": 2}, "has no effect without --search-refine"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, message):
