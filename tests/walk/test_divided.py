@@ -34,7 +34,9 @@ METHODS = {
 }
 MORE_METHODS = {
     "wanda neuroal": {"pruner": "wanda", "allocation": "neuroal", "candidate_batch": 2},
-    "sparsegpt neuroal": {"pruner": "sparsegpt", "allocation": "neuroal", "candidate_batch": 2},
+    "sparsegpt neuroal in bfloat16": {
+        "pruner": "sparsegpt", "allocation": "neuroal", "candidate_batch": 2, "dtype": "bfloat16",
+    },
     "wanda owl dsnot": {"pruner": "wanda", "allocation": "owl", "refine": "dsnot"},
     "wanda shape": {"pruner": "wanda", "allocation": "shape", "shape_depth": 1, "candidate_batch": 1},
     "wanda shape in the loop": {
