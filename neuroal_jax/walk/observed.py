@@ -31,16 +31,11 @@ def collect(
     """
     if not needs:
         return {}
-    if len(weights) == 1:
-        state = blocks.new_statistics(tuple(needs), sequences)
-        for number, h in enumerate(blocks.devices.gathered(hidden)):
-            state = programs.add_statistics(blocks.spec, weights[0], h, state, number * blocks.batch, sequences)
-    else:
-        sums = tuple(name for name in needs if name in SUMS)
-        others = tuple(name for name in needs if name not in SUMS)
-        of_sums = _by_input(blocks, sums, weights, hidden, sequences) if sums else {}
-        of_others = _by_sequence(blocks, others, weights, hidden, sequences) if others else {}
-        state = {name: {**of_sums.get(name, {}), **of_others.get(name, {})} for name in {**of_sums, **of_others}}
+    sums = tuple(name for name in needs if name in SUMS and len(weights) > 1)
+    others = tuple(name for name in needs if name not in sums)
+    of_sums = _by_input(blocks, sums, weights, hidden, sequences) if sums else {}
+    of_others = _by_sequence(blocks, others, weights, hidden, sequences) if others else {}
+    state = {name: {**of_sums.get(name, {}), **of_others.get(name, {})} for name in {**of_sums, **of_others}}
     return blocks.finished_statistics(block, state, sequences)
 
 
@@ -61,8 +56,7 @@ def observe(
         return output
 
     onward = blocks.devices.each(len(hidden), take_in)
-    state = states[0] if len(weights) == 1 else _together(blocks, states, len(hidden))
-    return onward, blocks.finished_statistics(block, state, sequences)
+    return onward, blocks.finished_statistics(block, _together(blocks, states, len(hidden)), sequences)
 
 
 def _new_states(blocks: Blocks, needs: tuple[str, ...], weights: Sequence[Weights], sequences: int) -> list[State]:
@@ -73,7 +67,7 @@ def _new_states(blocks: Blocks, needs: tuple[str, ...], weights: Sequence[Weight
 def _by_sequence(
     blocks: Blocks, needs: tuple[str, ...], weights: Sequence[Weights], hidden: Batches, sequences: int
 ) -> State:
-    """What is reduced over the tokens of each sequence: a device takes its batches."""
+    """What is reduced over the tokens of each sequence, and on one device all else: a device takes its batches."""
     states = _new_states(blocks, needs, weights, sequences)
 
     def take_in(number: int) -> None:
@@ -88,6 +82,8 @@ def _by_sequence(
 
 def _together(blocks: Blocks, states: Sequence[State], batches: int) -> State:
     """The rows of all batches on the first device, each from the device that took it."""
+    if len(states) == 1:
+        return states[0]
     devices, batch = blocks.devices, blocks.batch
 
     def together(name: str, kind: str) -> Array:

@@ -63,11 +63,11 @@ def score(
         hidden = blocks.embed([*batches, windows])
         return [*map(jnp.copy, hidden[:beside]), *hidden]
 
-    # What candidates are fitted on, in the dense model, where that walks along; then of each candidate the batches that
-    # it is fitted on, and the search set: before the first block, one for all.
     def put(array: np.ndarray, number: int) -> jax.Array:
         return blocks.devices.put(array, max(number - beside, 0) // (len(batches) + 1))
 
+    # What candidates are fitted on, in the dense model, where that walks along; then of each candidate the batches that
+    # it is fitted on, and the search set: before the first block, one for all.
     states: Batches = steps.hidden(start, put)
     of_dense, flat = states[:beside], states[beside:]
     del states  # each is free once its block has run

@@ -59,7 +59,7 @@ def test_a_70b_model_needs_no_divided_weights(tmp_path):
     assert plan(model, devices=8, device_memory="80GiB", pruner="sparsegpt").device_peak < 68 * 2**30
 
 
-def test_what_a_device_cannot_hold_is_refused(tmp_path, caplog):
+def test_what_a_device_cannot_hold_is_refused(tmp_path):
     model = save_header(tmp_path, "405b")
     assert plan(model, devices=8, device_memory="80GiB").device_peak < 80 * 2**30
     with pytest.raises(UserError, match=r"a device needs \d+\.\d GiB by estimate and has 80\.0 GiB"):
