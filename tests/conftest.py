@@ -116,6 +116,14 @@ def untraced(number: int) -> dict[str, int]:
     return {"vocab_size": number, "max_position_embeddings": number}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """One process compiles those of hundreds of tests."""
+    from neuroal_jax.machine import compilation
+
+    compilation.make_room()
+
+
 @pytest.fixture
 def default_signals():
     """Signals that do what they usually do: `nohup` and shells make jobs in the background ignore some of them."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.command import values
-from neuroal_jax.command.values import flag
+from neuroal_jax.command.values import AUTO, flag
 from neuroal_jax.data.texts import TEXTS
 from neuroal_jax.errors import IllegalCombination, UserError
 from neuroal_jax.masks.patterns import PATTERNS
@@ -18,7 +18,6 @@ from neuroal_jax.refine import CHAINS, NONE, REFINEMENTS
 from neuroal_jax.registry import Option, Registry
 from neuroal_jax.search.objective import OBJECTIVES
 
-AUTO = "auto"
 DEMO_MODEL = "demo"
 BUDGETS = ("exact", "reference")
 STEPS = ("block", "row", "both")
@@ -166,6 +165,13 @@ class PruneConfig(OptionsOfMethods):
         "how many of this process's devices candidates and sequences are divided over, or all",
         affects="nothing",
     )
+    distributed: str | None = _option(
+        None,
+        "model",
+        "with several processes that search together: HOST:PORT,PROCESSES,RANK of this one, where the first one runs "
+        "and writes, or auto under Slurm",
+        affects="nothing",
+    )
     device_memory: int | None = _option(
         None,
         "output",
@@ -218,6 +224,7 @@ class PruneConfig(OptionsOfMethods):
             "seqlen": values.optional(values.positive, "seqlen", self.seqlen),
             "seed": values.whole("seed", self.seed, low=0),
             "devices": values.count_or_all("devices", self.devices),
+            "distributed": values.optional(values.processes, "distributed", self.distributed),
             "device_memory": values.optional(values.memory_size, "device_memory", self.device_memory),
             "compilation_cache": values.text("compilation_cache", self.compilation_cache),
             "measured": values.optional(values.text, "measured", self.measured),
@@ -237,6 +244,8 @@ class PruneConfig(OptionsOfMethods):
         self._check_combinations()
         if self.device_memory is not None and not self.dry_run:
             raise UserError("--device-memory plans for devices that are not here: add --dry-run")
+        if self.distributed is not None and self.dry_run:
+            raise UserError("--distributed does nothing in a dry run, which plans for one process: leave it out")
         if not self.dry_run and self.out is None:
             raise UserError("--out is missing: name the directory for the results")
         if self.sparsity is None and self.allocation in ALLOCATIONS:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any, TypeVar
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.protection import lies_in, same_place
+from neuroal_jax.machine.processes import Group
 from neuroal_jax.registry import Option
 
 LAMBDA_SETS = ("paper", "reference")
-ALL = "all"
+ALL, AUTO = "all", "auto"
 MAX_LAMBDA = 0.5  # densities span 2 * lambda, and no span exceeds 1
 
 T = TypeVar("T")
@@ -110,6 +112,25 @@ def count_or_all(name: str, value: Any) -> int | str:
         return positive(name, value)
     except UserError as error:
         raise UserError(f"{error}, or {ALL}") from None
+
+
+def processes(name: str, value: Any) -> str:
+    """`auto`, or the processes of a run and which of them this is; see `group`."""
+    if value != AUTO:
+        group(name, value)
+    return str(value)
+
+
+def group(name: str, value: Any) -> Group:
+    """The processes of a run and which of them this is, of HOST:PORT,PROCESSES,RANK."""
+    match = re.fullmatch(r"([^\s,:]+):(\d{1,5}),(\d{1,5}),(\d{1,5})", value) if isinstance(value, str) else None
+    found = Group(match[1], *map(int, match.groups()[1:])) if match else None
+    if found is None or not (0 < found.port < 2**16 and 0 <= found.rank < found.processes):
+        raise UserError(
+            f"{flag(name)} is {shown(value)}, expected {AUTO} or HOST:PORT,PROCESSES,RANK with a rank from 0 to "
+            "PROCESSES - 1, as node1:4000,2,0"
+        )
+    return found
 
 
 def memory_size(name: str, value: Any) -> int:

@@ -1,4 +1,4 @@
-"""The persistent cache of compiled programs: a second run of the same kind starts at once."""
+"""Compiled programs: kept in files, so that a second run of the same kind starts at once, and forgotten in time."""
 
 import logging
 import os
@@ -10,6 +10,8 @@ import jax
 log = logging.getLogger("neuroal_jax")
 
 _LEAST_SECONDS = 0.2  # what compiles faster is not worth a file
+_MAPS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+_ROOM = 0.5  # of the memory maps that a process may have; a run takes some thousands
 
 
 def use_default_cache() -> None:
@@ -35,3 +37,17 @@ def user_cache() -> Path:
     """`neuroal-jax/compiled` in the user's cache directory."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(home) / "neuroal-jax" / "compiled"
+
+
+def make_room() -> None:
+    """Forgets the programs of earlier runs in this process before there are too many.
+
+    On a CPU each program takes several of the memory maps that Linux allows a process; without one more, compiling
+    would end the process. What is needed again comes from the persistent cache, or is compiled again.
+    """
+    try:
+        maps, limit = _MAPS[0].read_bytes().count(b"\n"), int(_MAPS[1].read_text())
+    except (OSError, ValueError):  # another system
+        return
+    if maps > _ROOM * limit:
+        jax.clear_caches()

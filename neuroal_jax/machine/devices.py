@@ -91,13 +91,22 @@ def one_device() -> Devices:
     return Devices((jax.local_devices()[0],))
 
 
-def devices(asked: int | None = None) -> Devices:
+def devices(asked: int | None = None, local: int = 0, neighbours: int = 1) -> Devices:
     """The first `asked` devices of this process; None: all.
+
+    Args:
+        asked: How many.
+        local: Which of the processes of its node this is.
+        neighbours: How many these are. Virtual devices of a CPU, which each of them sees, they take in turn. (Of
+            accelerators, JAX shows each its own: see `run.processes.group_of`.)
 
     Raises:
         UserError: If there are fewer.
     """
     found = jax.local_devices()
+    if found[0].platform == "cpu" and len(found) >= neighbours > 1:
+        found = found[local::neighbours]
+        jax.config.update("jax_default_device", found[0])
     if asked is not None and asked > len(found):
         kinds = f"{len(found)} ({found[0].device_kind})"
         raise UserError(f"--devices {asked}: this process has {kinds}: ask for as many, or for all")

@@ -27,11 +27,13 @@ class Interrupts:
         requested: Whether one came.
         over: Whether the program is at its end anyway: signals are ignored then.
         note: What the interrupt says.
+        signals: Those that are turned into it.
     """
 
     def __init__(self, base: types.FrameType | None = None) -> None:
         self.requested = self.over = False
         self.note = ""
+        self.signals: list[signal.Signals] = []
         self._base = base
         self._last = -math.inf
 
@@ -89,6 +91,7 @@ def interrupts() -> Iterator[Interrupts]:
         return
     state = _current = Interrupts(sys._getframe(2))  # whoever enters this context
     ours = [n for n in SIGNALS if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
+    state.signals = ours
     before = {number: signal.signal(number, state.handle) for number in ours}
     report = sys.unraisablehook
 
@@ -106,6 +109,16 @@ def interrupts() -> Iterator[Interrupts]:
         sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def interrupt(note: str) -> None:
+    """Interrupts the program from another thread, as Ctrl-C would; the interrupt says `note`.
+
+    Only where signals are turned into interrupts: whoever else runs this package is not disturbed.
+    """
+    if _current is not None and _current.signals:
+        _current.note = note
+        signal.pthread_kill(threading.main_thread().ident or 0, _current.signals[0])
 
 
 @contextmanager

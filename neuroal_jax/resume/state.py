@@ -274,7 +274,7 @@ def kept(
                 raise
             how = f"the state after {state.describe()} is kept; the same command with --resume goes on from there"
             if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(how) from None
+                raise KeyboardInterrupt("; ".join(map(str, [*error.args, how]))) from None
             log.info("%s", how)
             raise
     finally:

@@ -14,6 +14,7 @@ from neuroal_jax.machine.memory import return_freed
 from neuroal_jax.machine.programs import Trace, watched_traces
 from neuroal_jax.resume.state import State
 from neuroal_jax.run import console
+from neuroal_jax.run.processes import begin_search
 from neuroal_jax.run.progress import Clock, progress
 from neuroal_jax.run.settle import SettledRun
 from neuroal_jax.search.walked import WalkedModel
@@ -100,7 +101,10 @@ def _decide(settled: SettledRun, blocks: Blocks, windows: np.ndarray, candidate_
     if settled.given is not None:
         return Decision(settled.given)
     search_set, fitted = windows[: config.search_samples], windows[config.search_samples :]
+    fitted_on = fitted if config.search_refine else None
     if config.searches:
+        if settled.helpers is not None:
+            begin_search(settled.helpers, blocks.batch, search_set, fitted_on)
         console.warn_of_few_tokens(search_set.size, config.objective)
     model = WalkedModel(
         blocks,
@@ -111,7 +115,8 @@ def _decide(settled: SettledRun, blocks: Blocks, windows: np.ndarray, candidate_
         search_set,
         candidate_batch,
         progress,
-        fitted if config.search_refine else None,
+        fitted_on,
+        settled.helpers,
     )
     with clock("search"):
         decision: Decision = ALLOCATIONS.module(config.allocation).allocate(model.problem(config.plain()))

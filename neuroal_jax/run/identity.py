@@ -13,6 +13,7 @@ from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.command.values import flag
 from neuroal_jax.data.windows import Windows
 from neuroal_jax.resume.measured import Measured
+from neuroal_jax.run.settle import SettledRun
 from neuroal_jax.version import __version__
 
 
@@ -22,8 +23,9 @@ def identify(
     checkpoint: Checkpoint,
     calibration: Windows,
     evaluations: Mapping[str, Windows],
+    processes: int = 1,
 ) -> dict[str, Any]:
-    """All that a run's result depends on, by names for people: options, model, token ids, software, device."""
+    """All that a run's state depends on, by names for people: options, model, token ids, software, processes."""
     options = {flag(name): value for name, value in config.material().items()}
     # Of the model's directory only what is read: results, and the state itself, may lie in it too.
     files = [checkpoint.config_file.file, *checkpoint.source.steady]
@@ -39,6 +41,23 @@ def identify(
         **{f"the SHA-256 of the tokens of {name}": windows.sha256 for name, windows in evaluations.items()},
         "the SHA-256 of the model's config.json": checkpoint.config_file.sha256,
         **{f"bytes and time of the model's {name}": list(state) for name, state in sorted(states.items())},
+        "whether there are several processes": processes > 1,
+        **_software(),
+    }
+
+
+def alike(settled: SettledRun) -> dict[str, Any]:
+    """What all processes of a run must have alike, by names for people: options, model, software, device.
+
+    Each may have its own copy of the model.
+    """
+    checkpoint = settled.checkpoint
+    files = [checkpoint.config_file.file, *checkpoint.source.steady]
+    return {
+        **{flag(name): value for name, value in settled.config.material().items() if name != "model"},
+        "--sparsity": settled.budget.sparsity,
+        **{f"bytes of the model's {os.path.relpath(f.path, checkpoint.path)}": f.stamp[0] for f in files},
+        "the SHA-256 of the model's config.json": checkpoint.config_file.sha256,
         **_software(),
     }
 

@@ -77,10 +77,11 @@ def describe_search(decision: Decision) -> dict[str, Any]:
     }
 
 
-def describe_machine(plan: Plan, traces: Sequence[Trace]) -> dict[str, Any]:
+def describe_machine(plan: Plan, processes: int, traces: Sequence[Trace]) -> dict[str, Any]:
     """The device, how the work was cut for it, and what it took; `traces`: programs that were not there before."""
     return {
         "device": jax.local_devices()[0].device_kind,
+        "processes": processes,
         "devices": plan.devices,
         "candidate_batch": plan.candidate_batch,
         "traces": dict(Counter(trace.name for trace in traces)),
@@ -139,7 +140,7 @@ def describe_run(
         "versions": versions(),
         "hashes": describe_hashes(settled.checkpoint, hashes, data),
         "data": {name: describe_windows(windows) for name, windows in data.items()},
-        **describe_machine(plan, pruned.traces),
+        **describe_machine(plan, settled.processes, pruned.traces),
         "options": options,
         "asked": {name: value for name, value in settled.asked.plain().items() if value != options[name]},
     }

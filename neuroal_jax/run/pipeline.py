@@ -16,7 +16,7 @@ from neuroal_jax.data import Windows, check_sources, read_evaluations, reader_fo
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.records import record_of, to_json
 from neuroal_jax.files.writing import write_json
-from neuroal_jax.machine.compilation import use_cache
+from neuroal_jax.machine.compilation import make_room, use_cache
 from neuroal_jax.machine.interrupts import background
 from neuroal_jax.machine.memory import (
     LOWER,
@@ -25,6 +25,7 @@ from neuroal_jax.machine.memory import (
     refuse_what_cannot_fit,
     return_freed,
 )
+from neuroal_jax.machine.processes import Waiting, waiting
 from neuroal_jax.masks.file import PackedMasks, save_masks
 from neuroal_jax.resume import state as resume
 from neuroal_jax.run import console, outputs
@@ -32,6 +33,7 @@ from neuroal_jax.run.compute import compute
 from neuroal_jax.run.identity import identify, measured_in
 from neuroal_jax.run.manifest import describe_run
 from neuroal_jax.run.plan import Plan, plan_run, reads_text, refuse_small_devices
+from neuroal_jax.run.processes import gather, group_of, help_first
 from neuroal_jax.run.progress import Clock
 from neuroal_jax.run.settle import SettledRun, settle
 
@@ -43,11 +45,11 @@ class PruneResult:
     """What a run gives back.
 
     Attributes:
-        out: Directory of the results; None for a dry run.
+        out: Directory of the results; None for a dry run, and in all but the first of several processes.
         plan: Memory, candidates per batch, sizes.
-        manifest: The content of manifest.json; empty for a dry run.
-        masks: The packed masks; None for a dry run.
-        allocation: Sparsity of every linear; None for a dry run.
+        manifest: The content of manifest.json; empty likewise.
+        masks: The packed masks; None likewise.
+        allocation: Sparsity of every linear; None likewise.
     """
 
     out: Path | None
@@ -65,11 +67,19 @@ def prune(config: PruneConfig) -> PruneResult:
     """
     if config.compilation_cache not in (AUTO, "none"):
         use_cache(Path(config.compilation_cache))
+    make_room()
     with exhaustion_explained(LOWER):
-        return _prune(config)
+        group = group_of(config)
+        if group is None:
+            return _prune(config)
+        if group.rank > 0:
+            return PruneResult(None, help_first(config, group), {})
+        with waiting(group) as others:
+            return _prune(config, others)
 
 
-def _prune(config: PruneConfig) -> PruneResult:
+def _prune(config: PruneConfig, others: Waiting | None = None) -> PruneResult:
+    """The run, in its first process; `others`: where the other ones come to."""
     clock = Clock()
     with clock("read"):
         settled = settle(config)
@@ -84,6 +94,7 @@ def _prune(config: PruneConfig) -> PruneResult:
     with ExitStack() as stack, background() as thread:
         results = stack.enter_context(outputs.stage_results(settled))
         out, saved = results.out, results.saved
+        settled = settled if others is None else gather(settled, others)
         zeros = thread.submit(checkpoint.zeros)
         with clock("read"):
             calibration, evaluations = _read_data(settled)
@@ -91,7 +102,9 @@ def _prune(config: PruneConfig) -> PruneResult:
         hashes = thread.submit(checkpoint.hashes)
         plan = plan_run(settled, calibration, evaluations)
         refuse_what_cannot_fit(plan.certain_host)
-        identity = identify(settled.config, settled.budget.sparsity, checkpoint, calibration, evaluations)
+        identity = identify(
+            settled.config, settled.budget.sparsity, checkpoint, calibration, evaluations, settled.processes
+        )
         # Runs that take what others measured wait for the weights' hash; it is quick beside a walk.
         measured = None
         if config.measured is not None:

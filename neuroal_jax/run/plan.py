@@ -78,6 +78,7 @@ class Workload:
         objective: Of the search.
         refines_candidates: Whether the search refines each candidate.
         devices: How many devices it is divided over.
+        searching: How many take part in the search, with those of other processes.
         device_bytes: What each of them has; None: what this machine's first one has.
     """
 
@@ -94,6 +95,7 @@ class Workload:
     objective: Objective = field(default_factory=lambda: next(iter(OBJECTIVES.values())))
     refines_candidates: bool = False
     devices: int = 1
+    searching: int = 1
     device_bytes: int | None = None
 
 
@@ -129,6 +131,7 @@ def plan_run(settled: SettledRun, calibration: Windows | None, evaluations: Mapp
     samples, seqlen = config.nsamples, config.seqlen or default_seqlen(config.model)
     if calibration is not None:
         samples, seqlen = calibration.ids.shape
+    of_process = len(settled.devices) if config.devices == ALL else int(config.devices)
     work = Workload(
         steps=settled.stage_sizes,
         search_samples=min(config.search_samples, samples),
@@ -142,7 +145,8 @@ def plan_run(settled: SettledRun, calibration: Windows | None, evaluations: Mapp
         reads_text=reads_text(config),
         objective=OBJECTIVES[config.objective],
         refines_candidates=config.search_refine,
-        devices=len(settled.devices) if config.devices == ALL else int(config.devices),
+        devices=of_process,
+        searching=of_process if settled.helpers is None else sum(settled.helpers.devices),
         device_bytes=config.device_memory,
     )
     return make_plan(settled.checkpoint, work, config.candidate_batch)
@@ -163,13 +167,13 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
 
     tokens = work.search_samples * work.seqlen
     per_candidate = tokens * (live + hidden) + block + selection + pruner
-    most = -(-max(work.steps, default=0) // work.devices)  # candidates of a device
+    most = -(-max(work.steps, default=0) // work.searching)  # candidates of a device
     finals = most * tokens * hidden
     dense = tokens * 4 * (checkpoint.head_shape()[1] + 3) if work.objective.against_dense and work.steps else 0
     search_fixed = fixed + finals + dense
     fits = int((_USABLE * available - search_fixed) // per_candidate)
     wanted = limit or (_CACHE_BYTES // (tokens * live) if on_host else fits)
-    batch = candidates_together(work.steps, max(1, min(wanted, fits)), work.devices) if work.steps else 0
+    batch = candidates_together(work.steps, max(1, min(wanted, fits)), work.searching) if work.steps else 0
     head = _slice_bytes(checkpoint, work, slopes=work.objective.against_dense) if work.objective.reads_head else 0
     search_peak = search_fixed + max(batch * per_candidate, batch * tokens * hidden + head) if batch else 0
 

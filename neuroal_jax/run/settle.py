@@ -1,6 +1,7 @@
 """Options that depend on the model or the machine, settled: once, before any data is read."""
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from neuroal_jax.command.config import AUTO, PruneConfig
 from neuroal_jax.command.values import ALL, flag
 from neuroal_jax.errors import UserError
 from neuroal_jax.machine.devices import Devices, devices
+from neuroal_jax.machine.slurm import neighbours
 from neuroal_jax.masks.budget import Budget
 from neuroal_jax.masks.patterns import PATTERNS
 from neuroal_jax.pruners import PRUNERS
+from neuroal_jax.search.shared import Helpers
 from neuroal_jax.walk.method import Method, make_method
 
 log = logging.getLogger("neuroal_jax")
@@ -36,6 +39,7 @@ class SettledRun:
         given: The allocation of a file, if one was named.
         stage_sizes: Number of candidates of each stage of the search; empty without a search.
         devices: What work is divided over; of a dry run those of them that are here.
+        helpers: Other processes, which take part in the search; None: there are none.
     """
 
     asked: PruneConfig
@@ -46,6 +50,12 @@ class SettledRun:
     given: Allocation | None
     stage_sizes: list[int]
     devices: Devices
+    helpers: Helpers | None = None
+
+    @property
+    def processes(self) -> int:
+        """How many processes there are."""
+        return 1 if self.helpers is None else len(self.helpers.devices)
 
 
 def settle(asked: PruneConfig) -> SettledRun:
@@ -79,7 +89,8 @@ def settle(asked: PruneConfig) -> SettledRun:
     method = make_method(config.pruner, config.refine, config.plain())
     budget = Budget(checkpoint.linear_shapes(), checkpoint.num_blocks, sparsity, config.budget, method.pattern)
     wanted = None if config.devices == ALL or config.dry_run else int(config.devices)
-    return SettledRun(asked, config, checkpoint, method, budget, given, stage_sizes, devices(wanted))
+    shared = neighbours(os.environ) if config.distributed == AUTO else (0, 1)
+    return SettledRun(asked, config, checkpoint, method, budget, given, stage_sizes, devices(wanted, *shared))
 
 
 def _given(config: PruneConfig, checkpoint: Checkpoint, by_row: bool) -> tuple[Allocation | None, float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -14,6 +14,7 @@ from neuroal_jax.allocation.problem import Differences, Measurement, Norms, Prob
 from neuroal_jax.masks.budget import Budget
 from neuroal_jax.numerics.kl import Dense
 from neuroal_jax.search.objective import OBJECTIVES
+from neuroal_jax.search.shared import Helpers
 from neuroal_jax.walk import head, measure, perplexity, refined_search, search
 from neuroal_jax.walk.blocks import Advance, Blocks
 from neuroal_jax.walk.method import Method
@@ -35,6 +36,7 @@ class WalkedModel:
         candidate_batch: Candidates that run together.
         progress: Shows how far a walk is.
         fitted: Token ids `[m, tokens]` that candidates are refined on before they are scored; None: they are not.
+        helpers: Other processes, which score a part of the candidates; None: there are none.
     """
 
     blocks: Blocks
@@ -46,6 +48,7 @@ class WalkedModel:
     candidate_batch: int
     progress: Progress
     fitted: np.ndarray | None = None
+    helpers: Helpers | None = None
 
     def measure(
         self, label: str, needs: Sequence[str], of_block: Measurement, settings: Mapping[str, Any] | None = None
@@ -56,12 +59,28 @@ class WalkedModel:
 
     def score(self, stage: str, candidates: Sequence[Allocation]) -> Scores:
         """See `allocation.problem.Model`."""
+        together = self.candidate_batch if len(candidates) > 1 else 1
+        if self.helpers is None or len(candidates) == 1:
+            return self.score_here(stage, candidates, together)
+        steps = self.blocks.begin("scores-of-all")
+        if steps.first > self.blocks.last:
+            return Scores(**steps.outputs[self.blocks.last])
+        # Hidden states of candidates are in several processes: only the scores of a whole stage are kept.
+        scores = self.helpers.score(stage, candidates, together, self._unkept.score_here)
+        for block in range(self.blocks.last):
+            steps.record(block, [])
+        steps.record(self.blocks.last, [], {name: x for name, x in vars(scores).items() if x is not None})
+        return scores
+
+    def score_here(self, stage: str, candidates: Sequence[Allocation], together: int) -> Scores:
+        """Scores of candidates by this process alone; `together` of them run at a time."""
         counts = [self.budget.counts(candidate) for candidate in candidates]
-        batch = self.candidate_batch if len(counts) > 1 else 1
         entry = OBJECTIVES[self.objective]
         if not entry.reads_head:
             with self.progress(stage, self.budget.num_blocks * len(counts), "candidate-block") as advance:
-                return search.score(self.blocks, self.method, self._code.score, self.search_set, counts, batch, advance)
+                return search.score(
+                    self.blocks, self.method, self._code.score, self.search_set, counts, together, advance
+                )
         dense = self._dense if entry.against_dense else None
         if self.fitted is not None:
             with self.progress(stage, perplexity.work(self.blocks.checkpoint) * len(counts), "weight") as advance:
@@ -70,7 +89,7 @@ class WalkedModel:
                 )
         with self.progress(stage, search.work(self.blocks.checkpoint, self.method) * len(counts), "weight") as advance:
             return search.score_by_head(
-                self.blocks, self.method, self._code, dense, self.search_set, counts, batch, advance
+                self.blocks, self.method, self._code, dense, self.search_set, counts, together, advance
             )
 
     def align(self, candidate: Allocation) -> tuple[Scores | None, Differences]:
@@ -92,6 +111,11 @@ class WalkedModel:
             options=options,
             model=self,
         )
+
+    @cached_property
+    def _unkept(self) -> "WalkedModel":
+        """The same, whose walks leave no state."""
+        return replace(self, blocks=self.blocks.unkept())
 
     @cached_property
     def _dense(self) -> Dense:

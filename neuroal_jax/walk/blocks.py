@@ -101,6 +101,12 @@ class Blocks:
         found.devices = Devices((self.devices.every[self.devices.turn(part)],))
         return found
 
+    def unkept(self) -> "Blocks":
+        """The same for walks of which nothing is kept."""
+        found = copy(self)
+        found._state = State()
+        return found
+
     def here(self) -> AbstractContextManager[Any]:
         """Makes the first device the one on which arrays are made anew; programs run where their arguments are."""
         return jax.default_device(self.devices.every[0])

@@ -6,7 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+import neuroal_jax
+from neuroal_jax.machine import compilation
+from neuroal_jax.run import pipeline
+from neuroal_jax.run.settle import settle
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,3 +68,35 @@ def test_a_cache_that_jax_was_told_to_use_stays(llama, tokens, tmp_path):
 def test_a_run_does_without_it(llama, tokens, tmp_path, cache):
     assert run(llama, tokens, tmp_path / "a", cache, XDG_CACHE_HOME=str(tmp_path / "home")) == 0
     assert not (tmp_path / "home").exists()
+
+
+def maps():
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux bounds the memory maps of a process")
+@pytest.mark.parametrize(("limit", "forgets"), [(2, True), (2**31, False)])
+def test_a_run_forgets_programs_before_the_system_has_no_room_for_more(
+    llama, tokens, tmp_path, monkeypatch, limit, forgets
+):
+    (tmp_path / "limit").write_text(f"{limit}\n")
+    monkeypatch.setattr(compilation, "_MAPS", (Path("/proc/self/maps"), tmp_path / "limit"))
+    before = maps()
+    programs = [jax.jit(lambda x, number=number: jnp.sort(x) * number) for number in range(30)]
+    for of_number in programs:
+        of_number(np.arange(3.0))
+    assert maps() > before + 30  # each takes some
+    filled, traced = maps(), []
+    config = neuroal_jax.PruneConfig(
+        model=str(llama), sparsity=0.5, pruner="magnitude", allocation="uniform", calib=str(tokens), eval="none",
+        out=str(tmp_path / "out"),
+    )  # fmt: skip
+    monkeypatch.setattr(pipeline, "settle", lambda config: traced.append(maps()) or settle(config))
+    neuroal_jax.prune(config)
+    assert (traced[0] < filled - 30) == forgets
+
+
+def test_without_such_a_bound_nothing_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation, "_MAPS", (tmp_path / "none", tmp_path / "none"))
+    monkeypatch.setattr(jax, "clear_caches", lambda: pytest.fail("it was"))
+    compilation.make_room()
