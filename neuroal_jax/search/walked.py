@@ -67,7 +67,7 @@ class WalkedModel:
             return Scores(**steps.outputs[self.blocks.last])
         # Hidden states of candidates are in several processes: only the scores of a whole stage are kept.
         scores = self.helpers.score(stage, candidates, together, self._unkept.score_here)
-        for block in range(self.blocks.last):
+        for block in range(steps.first, self.blocks.last):
             steps.record(block, [])
         steps.record(self.blocks.last, [], {name: x for name, x in vars(scores).items() if x is not None})
         return scores
