@@ -122,7 +122,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     tasks.add_argument("--task-data", metavar="DIR", help="folder of the tasks' rows, as for eval.zero_shot")
     tasks.add_argument("--limit", metavar="N", help="only the first N rows of each task")
     swept = {option for option, _ in AXES.values()}
-    swept |= {"refine", "out", "save_model", "overwrite", "resume", "dry_run", "device_memory", "measured"}
+    swept |= {
+        "refine",
+        "out",
+        "save_model",
+        "overwrite",
+        "resume",
+        "dry_run",
+        "device_memory",
+        "distributed",
+        "measured",
+    }
     add_options(parser, leave_out=swept)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     file, dry_run = given.pop("config", None), given.pop("dry_run")

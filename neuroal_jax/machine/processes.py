@@ -25,8 +25,8 @@ _RETRY = 0.2  # seconds
 _STRANGER = 10.0  # seconds in which a connection says who it is
 _HELLO_BYTES = 2**20
 _LENGTHS = struct.Struct("!QQ")
-# A host that is gone without a word is noticed after a minute.
-_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+# A host that is gone without a word is noticed after a minute, whether it was told something or not.
+_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
 
 Arrays = Mapping[str, np.ndarray]
 
