@@ -22,6 +22,10 @@ def one_line(message: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class OtherProcessFailed(UserError):
+    """What ended another process of the run; this one might have gone on."""
+
+
 class IllegalCombination(UserError):
     """Options that are each fine, of methods that do not go together."""
 

@@ -244,8 +244,6 @@ class PruneConfig(OptionsOfMethods):
         self._check_combinations()
         if self.device_memory is not None and not self.dry_run:
             raise UserError("--device-memory plans for devices that are not here: add --dry-run")
-        if self.distributed is not None and self.dry_run:
-            raise UserError("--distributed does nothing in a dry run, which plans for one process: leave it out")
         if not self.dry_run and self.out is None:
             raise UserError("--out is missing: name the directory for the results")
         if self.sparsity is None and self.allocation in ALLOCATIONS:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from neuroal_jax.errors import UserError
-from neuroal_jax.machine.interrupts import INTERRUPTED, interrupts
+from neuroal_jax.machine.interrupts import INTERRUPTED, Interrupts, interrupts
 from neuroal_jax.machine.memory import exhaustion_explained
 
 DONE = 0
@@ -32,15 +32,17 @@ def run_program(work: Callable[[], object], interrupted: str = "interrupted: not
             return DONE
         except BaseException as error:
             signals.over = True
-            return _ended(error, signals.requested, interrupted)
+            return _ended(error, signals, interrupted)
 
 
-def _ended(error: BaseException, requested: bool, interrupted: str) -> int:
+def _ended(error: BaseException, signals: Interrupts, interrupted: str) -> int:
     """The exit code of what ended a program, after one line on stderr; raises what should not have happened."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) and signals.failed:
+        error = UserError(str(error) or signals.note)
+    elif isinstance(error, KeyboardInterrupt):
         print(f"interrupted: {error}" if str(error) else interrupted, file=sys.stderr)
         return INTERRUPTED
-    if requested and not isinstance(error, SystemExit):  # what a library made of the interrupt
+    elif signals.requested and not isinstance(error, SystemExit):  # what a library made of the interrupt
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):

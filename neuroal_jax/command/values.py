@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.protection import lies_in, same_place
-from neuroal_jax.machine.processes import Group
+from neuroal_jax.machine.group import Group
 from neuroal_jax.registry import Option
 
 LAMBDA_SETS = ("paper", "reference")

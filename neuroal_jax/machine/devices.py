@@ -106,7 +106,6 @@ def devices(asked: int | None = None, local: int = 0, neighbours: int = 1) -> De
     found = jax.local_devices()
     if found[0].platform == "cpu" and len(found) >= neighbours > 1:
         found = found[local::neighbours]
-        jax.config.update("jax_default_device", found[0])
     if asked is not None and asked > len(found):
         kinds = f"{len(found)} ({found[0].device_kind})"
         raise UserError(f"--devices {asked}: this process has {kinds}: ask for as many, or for all")

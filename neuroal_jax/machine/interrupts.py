@@ -1,6 +1,7 @@
 """Ending early: a signal that ends a program lets what is half-written go away first. Quick to import."""
 
 import math
+import os
 import signal
 import sys
 import threading
@@ -27,11 +28,12 @@ class Interrupts:
         requested: Whether one came.
         over: Whether the program is at its end anyway: signals are ignored then.
         note: What the interrupt says.
+        failed: Whether it is an error of another process, not somebody's wish.
         signals: Those that are turned into it.
     """
 
     def __init__(self, base: types.FrameType | None = None) -> None:
-        self.requested = self.over = False
+        self.requested = self.over = self.failed = False
         self.note = ""
         self.signals: list[signal.Signals] = []
         self._base = base
@@ -111,14 +113,31 @@ def interrupts() -> Iterator[Interrupts]:
             signal.signal(number, handler)
 
 
-def interrupt(note: str) -> None:
-    """Interrupts the program from another thread, as Ctrl-C would; the interrupt says `note`.
+def interrupt(note: str, *, failed: bool = False, at_last: float | None = None) -> None:
+    """Interrupts the program from another thread, as Ctrl-C would, unless it is being interrupted.
 
     Only where signals are turned into interrupts: whoever else runs this package is not disturbed.
+
+    Args:
+        note: What the interrupt says.
+        failed: Whether the program ends as after a user error.
+        at_last: Seconds after which the process ends where it stands, as the main thread may be in a long computation;
+            None: for a program that has something to clean up.
     """
-    if _current is not None and _current.signals:
-        _current.note = note
-        signal.pthread_kill(threading.main_thread().ident or 0, _current.signals[0])
+    state = _current
+    if state is None or not state.signals or state.requested or state.over:
+        return
+    state.note, state.failed = note, failed
+    signal.pthread_kill(threading.main_thread().ident or 0, state.signals[0])
+    if at_last is not None:
+
+        def end() -> None:
+            print(f"{'error' if failed else 'interrupted'}: {note}", file=sys.stderr, flush=True)
+            os._exit(INTERRUPTED)
+
+        timer = threading.Timer(at_last, end)
+        timer.daemon = True
+        timer.start()
 
 
 @contextmanager
@@ -146,15 +165,13 @@ def held(note: str) -> Iterator[None]:
 
 @contextmanager
 def background() -> Iterator["ThreadPoolExecutor"]:
-    """A thread for work on the side; an interrupt does not wait for it."""
+    """A thread for work on the side; an error does not begin what waits there, an interrupt waits for nothing."""
     from concurrent.futures import ThreadPoolExecutor
 
     executor = ThreadPoolExecutor(max_workers=1)
-    interrupted = False
     try:
         yield executor
-    except KeyboardInterrupt:
-        interrupted = True
+    except BaseException as error:
+        executor.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
         raise
-    finally:
-        executor.shutdown(wait=not interrupted, cancel_futures=interrupted)
+    executor.shutdown()

@@ -17,11 +17,13 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 from safetensors.numpy import load, save
 
-from neuroal_jax.errors import UserError, one_line
+from neuroal_jax.errors import OtherProcessFailed, UserError, one_line
+from neuroal_jax.machine.group import Group
 from neuroal_jax.machine.interrupts import interrupt
 
 _PATIENCE = 110.0  # seconds that processes may start one after the other
 _RETRY = 0.2  # seconds
+_AT_LAST = 60.0  # seconds that a process which writes nothing may take to end
 _STRANGER = 10.0  # seconds in which a connection says who it is
 _HELLO_BYTES = 2**20
 _LENGTHS = struct.Struct("!QQ")
@@ -29,22 +31,6 @@ _LENGTHS = struct.Struct("!QQ")
 _ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
 
 Arrays = Mapping[str, np.ndarray]
-
-
-class Group(NamedTuple):
-    """The processes of a run, and which of them this is.
-
-    Attributes:
-        host: Of the first one.
-        port: On which it waits for the others.
-        processes: How many they are.
-        rank: Number of this one.
-    """
-
-    host: str
-    port: int
-    processes: int
-    rank: int
 
 
 class Message(NamedTuple):
@@ -61,9 +47,10 @@ class Link:
         peer: The other one, by a name for people.
     """
 
-    def __init__(self, connection: socket.socket, peer: str) -> None:
-        """Takes a connection that nobody else reads from."""
+    def __init__(self, connection: socket.socket, peer: str, at_last: float | None = None) -> None:
+        """Takes a connection that nobody else reads from; `at_last`: see `interrupt`."""
         self.peer = peer
+        self._at_last = at_last
         connection.settimeout(None)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -73,7 +60,8 @@ class Link:
         self._connection = connection
         self._stream = cast(BinaryIO, connection.makefile("rwb"))
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._waits = self._over = False
+        self._end: Message | None = None
+        self._waits = self._ended = self._over = False
         self._thread = threading.Thread(target=self._listen, name=f"from {peer}", daemon=True)
         self._thread.start()
 
@@ -88,7 +76,7 @@ class Link:
         """The next message.
 
         Raises:
-            UserError: Which ended the other process.
+            OtherProcessFailed: By a user error of its own.
             KeyboardInterrupt: If the other process is gone.
         """
         self._waits = True
@@ -96,14 +84,18 @@ class Link:
             message = self._messages.get()
         finally:
             self._waits = False
+        if self._ended:  # perhaps right behind this message, which the listener then left to be said here
+            message = self._end
         if message is None:
             raise KeyboardInterrupt(self._gone())
         if "error" in message.facts:
-            raise UserError(f"{self.peer}: {message.facts['error']}")
+            raise OtherProcessFailed(f"{self.peer}: {message.facts['error']}")
         return message
 
     def close(self, error: BaseException | None = None) -> None:
-        """Ends the connection, and says why: the run is over, or an error of this process."""
+        """Ends the connection, and says why: the run is over, or an error of this process. The first call counts."""
+        if self._over:
+            return
         self._over = True
         with suppress(OSError, ValueError):
             if error is None or isinstance(error, UserError | OSError):
@@ -117,17 +109,21 @@ class Link:
 
     def _listen(self) -> None:
         """Queues what comes in; interrupts the program where it does not wait for what ends it."""
-        ended = False
-        while not ended:
+        while not self._ended:
             try:
                 message = read(self._stream)
-            except (OSError, ValueError):
+            except Exception:  # of a connection that is gone, or too little memory for what comes: the end, too
                 message = None
-            ended = message is None or not message.facts.keys().isdisjoint({"end", "error"})
+            if message is None or not message.facts.keys().isdisjoint({"end", "error"}):
+                self._end, self._ended = message, True
             waits = self._waits
             self._messages.put(message)
-            if ended and not waits and not self._over and (message is None or "error" in message.facts):
-                interrupt(self._gone() if message is None else f"{self.peer}: {message.facts['error']}")
+        if waits or self._over:
+            return
+        if self._end is None:
+            interrupt(self._gone(), at_last=self._at_last)
+        elif "error" in self._end.facts:
+            interrupt(f"{self.peer}: {self._end.facts['error']}", failed=True, at_last=self._at_last)
 
     def _gone(self) -> str:
         return f"{self.peer} ended: see what it said"
@@ -147,30 +143,27 @@ def read(stream: BinaryIO, limit: int | None = None) -> Message | None:
     lengths = _exactly(stream, _LENGTHS.size)
     if lengths is None:
         return None
-    head, body = _LENGTHS.unpack(lengths)
-    if limit is not None and head + body > limit:
+    sizes = _LENGTHS.unpack(lengths)
+    if limit is not None and sum(sizes) > limit:
         raise ValueError("it is no message of this program")
-    content = _exactly(stream, head + body)
-    if content is None:
+    head, body = (_exactly(stream, size) for size in sizes)
+    if head is None or body is None:
         return None
-    facts = json.loads(content[:head])
-    if not isinstance(facts, dict):
-        raise ValueError("it is no message of this program")
     try:
-        return Message(facts, load(content[head:]))
+        facts = dict(json.loads(head))
+        return Message(facts, load(body))
     except Exception as error:  # safetensors raises its own
         raise ValueError("it is no message of this program") from error
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytes | None:
     """So many bytes, of which an unbuffered stream gives some at a time; None where it ends before."""
-    content = bytearray()
-    while len(content) < size:
-        part = stream.read(size - len(content))
-        if not part:
+    parts: list[bytes] = []
+    while (missing := size - sum(map(len, parts))) > 0:
+        parts.append(stream.read(missing))
+        if not parts[-1]:
             return None
-        content += part
-    return bytes(content)
+    return b"".join(parts)  # of one part, itself
 
 
 @contextmanager
@@ -184,15 +177,21 @@ def linked(group: Group) -> Iterator[Link]:
     while connection is None:
         try:
             connection = socket.create_connection((group.host, group.port), timeout=_STRANGER)
-        except OSError as error:
+            if connection.getsockname() == connection.getpeername():  # with itself, on a port that nobody waits at
+                connection.close()
+                connection = None
+                raise ConnectionRefusedError("nobody waits there")
+        except (OSError, UnicodeError) as error:
             if time.monotonic() > deadline:
                 place = f"{group.host}:{group.port}"
                 raise UserError(
                     f"--distributed: process {group.rank} found no first process at {place} in {_PATIENCE:.0f} s "
-                    f"({error.strerror or error}): start all {group.processes} together, and name its host"
+                    f"({getattr(error, 'strerror', None) or error}): start all {group.processes} together, and name "
+                    "its host"
                 ) from None
             time.sleep(_RETRY)
-    with closing(Link(connection, "process 0")) as link:
+    with closing(Link(connection, "process 0", at_last=_AT_LAST)) as link:
+        link.send({"rank": group.rank, "host": socket.gethostname(), "processes": group.processes})
         yield link
 
 
@@ -219,7 +218,8 @@ def waiting(group: Group) -> Iterator["Waiting"]:
         server = socket.create_server(("127.0.0.1" if at_home else "", group.port), backlog=group.processes)
     except OSError as error:
         raise UserError(
-            f"--distributed: port {group.port} cannot be waited at ({error.strerror}): choose another one"
+            f"--distributed: port {group.port} cannot be waited at ({error.strerror}): name another one with "
+            "HOST:PORT,PROCESSES,RANK"
         ) from None
     with server, ExitStack() as links:
         yield Waiting(server, group, links)
@@ -237,9 +237,8 @@ class Waiting:
     def __init__(self, server: socket.socket, group: Group, links: ExitStack) -> None:
         """Takes a place to wait at; `links` are closed in the end."""
         self._server, self._group, self._links = server, group, links
-        self._deadline = time.monotonic() + _PATIENCE
 
-    def gather(self, about: Mapping[str, Any]) -> list[Message]:
+    def gather(self, about: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Waits for the other processes; what each says of itself, see `introduce`, in the order of their ranks.
 
         Args:
@@ -248,25 +247,40 @@ class Waiting:
         Raises:
             UserError: If one does not come, or has something else.
         """
-        found: dict[int, tuple[Message, Link]] = {}
-        while len(found) + 1 < self._group.processes:
-            hello, connection = self._accept(sorted({*range(1, self._group.processes)} - found.keys()))
-            rank = hello.facts["rank"]
-            peer = f"process {rank} of {self._group.processes} ({hello.facts['host']})"
+        size, found = self._group.processes, dict[int, Link]()
+        deadline = time.monotonic() + _PATIENCE
+        while len(found) + 1 < size:
+            facts, connection = self._accept(deadline, sorted({*range(1, size)} - found.keys()))
+            rank, peer = facts["rank"], f"process {facts['rank']} of {size} ({facts['host']})"
             link = self._links.enter_context(closing(Link(connection, peer)))
-            if rank in found or not 0 < rank < self._group.processes:
-                raise UserError(f"--distributed: {peer} has a number that another one has, or that there is not")
-            _compare(peer, hello.facts["about"], json.loads(json.dumps(dict(about))))
-            found[rank] = (hello, link)
+            if facts["processes"] != size or rank in found or rank not in range(1, size):
+                raise UserError(
+                    f"--distributed: a process on {facts['host']} is number {rank} of {facts['processes']}: expected "
+                    f"one of {size} that is not there yet"
+                )
+            found[rank] = link
         self._server.close()
-        ranks = sorted(found)
-        self.links = [found[rank][1] for rank in ranks]
-        return [found[rank][0] for rank in ranks]
+        self.links = [found[rank] for rank in sorted(found)]
+        ours, told = json.loads(json.dumps(dict(about))), []
+        for link in self.links:
+            told.append(link.receive().facts)
+            _compare(link.peer, told[-1]["about"], ours)
+        return told
 
-    def _accept(self, missing: Sequence[int]) -> tuple[Message, socket.socket]:
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tells the others of an error at once, before whatever else has to be cleaned up after it."""
+        try:
+            yield
+        except BaseException as error:
+            for link in self.links:
+                link.close(error)
+            raise
+
+    def _accept(self, deadline: float, missing: Sequence[int]) -> tuple[dict[str, Any], socket.socket]:
         """The next process that says which one it is; others' connections are dropped."""
         while True:
-            self._server.settimeout(max(self._deadline - time.monotonic(), 0.01))
+            self._server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 connection = self._server.accept()[0]
             except TimeoutError:
@@ -277,16 +291,15 @@ class Waiting:
             connection.settimeout(_STRANGER)
             with suppress(OSError, ValueError), connection.makefile("rb", buffering=0) as stream:
                 hello = read(cast(BinaryIO, stream), _HELLO_BYTES)
-                if hello is not None and {"rank", "host", "about"} <= hello.facts.keys():
-                    return hello, connection
-                if hello is not None and "error" in hello.facts:
-                    raise UserError(f"another process: {hello.facts['error']}")
+                kinds = {"rank": int, "processes": int, "host": str}
+                if hello is not None and all(isinstance(hello.facts.get(name), kinds[name]) for name in kinds):
+                    return hello.facts, connection
             connection.close()
 
 
-def introduce(link: Link, group: Group, about: Mapping[str, Any], **more: Any) -> None:
-    """Tells the first process which one this is, what it has, and `more`."""
-    link.send({"rank": group.rank, "host": socket.gethostname(), "about": dict(about), **more})
+def introduce(link: Link, about: Mapping[str, Any], **more: Any) -> None:
+    """Tells the first process what this one has, and `more`."""
+    link.send({"about": dict(about), **more})
 
 
 def _compare(peer: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

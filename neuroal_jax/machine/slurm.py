@@ -4,12 +4,13 @@ import re
 from collections.abc import Mapping
 
 from neuroal_jax.errors import UserError
+from neuroal_jax.machine.group import Group
 
 _FIRST_PORT, _PORTS = 61440, 4096  # of the ports that no service has by custom
 
 
-def group(environment: Mapping[str, str]) -> tuple[str, int, int, int]:
-    """Host and port of the first process, how many there are, and which of them this one is.
+def group(environment: Mapping[str, str]) -> Group:
+    """The processes of a step, and which of them this one is.
 
     Raises:
         UserError: If this is no step of Slurm's.
@@ -27,13 +28,13 @@ def group(environment: Mapping[str, str]) -> tuple[str, int, int, int]:
             f"--distributed auto reads {', '.join(names)} and found {found or 'none of them'}: start the processes "
             "with srun, or name them with --distributed HOST:PORT,PROCESSES,RANK"
         ) from None
-    return first_host(nodes), _FIRST_PORT + (97 * job + step) % _PORTS, processes, rank
+    return Group(first_host(nodes), _FIRST_PORT + (97 * job + step) % _PORTS, processes, rank)
 
 
 def first_host(nodes: str) -> str:
     """The first of a list of nodes such as `gpu[07-09,12],login`: `gpu07`."""
-    match = re.match(r"([^,\[]+)(?:\[([^,\]-]+)[^\]]*\]([^,\[]*))?", nodes)
-    return nodes if match is None else "".join(part or "" for part in match.groups())
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[([^,\]-]+)[^\]]*\]", r"\1", first[0]) if first else nodes
 
 
 def neighbours(environment: Mapping[str, str]) -> tuple[int, int]:

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from neuroal_jax.errors import UserError, shorten
+from neuroal_jax.errors import OtherProcessFailed, UserError, shorten
 from neuroal_jax.files.claims import beside, take
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import replace_text
@@ -269,7 +269,8 @@ def kept(
         try:
             yield state
         except BaseException as error:
-            if isinstance(error, UserError) or is_exhausted(error) or _is_final(error) or not state.describe():
+            ours = isinstance(error, UserError) and not isinstance(error, OtherProcessFailed)
+            if ours or is_exhausted(error) or _is_final(error) or not state.describe():
                 state.remove()
                 raise
             how = f"the state after {state.describe()} is kept; the same command with --resume goes on from there"

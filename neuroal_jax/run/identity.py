@@ -23,7 +23,7 @@ def identify(
     checkpoint: Checkpoint,
     calibration: Windows,
     evaluations: Mapping[str, Windows],
-    processes: int = 1,
+    processes: int,
 ) -> dict[str, Any]:
     """All that a run's state depends on, by names for people: options, model, token ids, software, processes."""
     options = {flag(name): value for name, value in config.material().items()}
@@ -46,18 +46,16 @@ def identify(
     }
 
 
-def alike(settled: SettledRun) -> dict[str, Any]:
+def alike(settled: SettledRun, weights: str) -> dict[str, Any]:
     """What all processes of a run must have alike, by names for people: options, model, software, device.
 
-    Each may have its own copy of the model.
+    Each may have its own copy of the model; `weights` is the SHA-256 of its weights.
     """
-    checkpoint = settled.checkpoint
-    files = [checkpoint.config_file.file, *checkpoint.source.steady]
     return {
         **{flag(name): value for name, value in settled.config.material().items() if name != "model"},
         "--sparsity": settled.budget.sparsity,
-        **{f"bytes of the model's {os.path.relpath(f.path, checkpoint.path)}": f.stamp[0] for f in files},
-        "the SHA-256 of the model's config.json": checkpoint.config_file.sha256,
+        "the SHA-256 of the model's config.json": settled.checkpoint.config_file.sha256,
+        "the SHA-256 of the weights": weights,
         **_software(),
     }
 

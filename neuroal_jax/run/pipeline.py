@@ -33,7 +33,7 @@ from neuroal_jax.run.compute import compute
 from neuroal_jax.run.identity import identify, measured_in
 from neuroal_jax.run.manifest import describe_run
 from neuroal_jax.run.plan import Plan, plan_run, reads_text, refuse_small_devices
-from neuroal_jax.run.processes import gather, group_of, help_first
+from neuroal_jax.run.processes import gather, group_of, help_first, own_devices
 from neuroal_jax.run.progress import Clock
 from neuroal_jax.run.settle import SettledRun, settle
 
@@ -46,14 +46,14 @@ class PruneResult:
 
     Attributes:
         out: Directory of the results; None for a dry run, and in all but the first of several processes.
-        plan: Memory, candidates per batch, sizes.
+        plan: Memory, candidates per batch, sizes; None in all but the first of several processes.
         manifest: The content of manifest.json; empty likewise.
         masks: The packed masks; None likewise.
         allocation: Sparsity of every linear; None likewise.
     """
 
     out: Path | None
-    plan: Plan
+    plan: Plan | None
     manifest: Mapping[str, Any]
     masks: PackedMasks | None = None
     allocation: Allocation | None = None
@@ -68,14 +68,30 @@ def prune(config: PruneConfig) -> PruneResult:
     if config.compilation_cache not in (AUTO, "none"):
         use_cache(Path(config.compilation_cache))
     make_room()
-    with exhaustion_explained(LOWER):
-        group = group_of(config)
+    group = group_of(config)
+    with exhaustion_explained(LOWER), own_devices(config):
+        if group is not None and group.rank > 0:
+            if not config.dry_run:
+                help_first(config, group)
+            return PruneResult(None, None, {})
+        if config.dry_run:
+            return _plan(config, 1 if group is None else group.processes)
         if group is None:
             return _prune(config)
-        if group.rank > 0:
-            return PruneResult(None, help_first(config, group), {})
         with waiting(group) as others:
             return _prune(config, others)
+
+
+def _plan(config: PruneConfig, processes: int) -> PruneResult:
+    """The dry run of one of so many processes."""
+    settled = settle(config)
+    check_sources(config.calib, config.evaluations, config.text_column)
+    # Token files are quick to read, and say how long their sequences are; texts are not.
+    calibration, evaluations = (None, {}) if reads_text(config) else _read_data(settled)
+    plan = plan_run(settled, calibration, evaluations, processes)
+    console.print_plan(plan, settled.checkpoint, config.model, settled.budget)
+    refuse_small_devices(plan)
+    return PruneResult(None, plan, {})
 
 
 def _prune(config: PruneConfig, others: Waiting | None = None) -> PruneResult:
@@ -84,22 +100,17 @@ def _prune(config: PruneConfig, others: Waiting | None = None) -> PruneResult:
     with clock("read"):
         settled = settle(config)
     check_sources(config.calib, config.evaluations, config.text_column)
-    if config.dry_run:
-        # Token files are quick to read, and say how long their sequences are; texts are not.
-        plan = plan_run(settled, *((None, {}) if reads_text(config) else _read_data(settled)))
-        console.print_plan(plan, settled.checkpoint, config.model, settled.budget)
-        refuse_small_devices(plan)
-        return PruneResult(None, plan, {})
     checkpoint, target = settled.checkpoint, Path(config.out or "")
-    with ExitStack() as stack, background() as thread:
+    told = nullcontext() if others is None else others.told()
+    with ExitStack() as stack, background() as thread, told, exhaustion_explained(LOWER):
         results = stack.enter_context(outputs.stage_results(settled))
         out, saved = results.out, results.saved
-        settled = settled if others is None else gather(settled, others)
-        zeros = thread.submit(checkpoint.zeros)
+        zeros, hashes = thread.submit(checkpoint.zeros), thread.submit(checkpoint.hashes)
         with clock("read"):
             calibration, evaluations = _read_data(settled)
             settled = replace(settled, budget=replace(settled.budget, zeros=zeros.result()))
-        hashes = thread.submit(checkpoint.hashes)
+        if others is not None:
+            settled = gather(settled, others, hashes.result()["model"])
         plan = plan_run(settled, calibration, evaluations)
         refuse_what_cannot_fit(plan.certain_host)
         identity = identify(

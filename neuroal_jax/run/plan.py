@@ -125,8 +125,13 @@ def reads_text(config: PruneConfig) -> bool:
     return not all(source.endswith((".npy", ".npz")) for source in [config.calib, *config.evaluations])
 
 
-def plan_run(settled: SettledRun, calibration: Windows | None, evaluations: Mapping[str, Windows]) -> Plan:
-    """The plan of a run; before the data is read, with the sizes that the options ask for."""
+def plan_run(
+    settled: SettledRun, calibration: Windows | None, evaluations: Mapping[str, Windows], processes: int = 1
+) -> Plan:
+    """The plan of a run; before the data is read, with the sizes that the options ask for.
+
+    Until other processes are there, as many of them as `processes` says are taken to have as many devices.
+    """
     config = settled.config
     samples, seqlen = config.nsamples, config.seqlen or default_seqlen(config.model)
     if calibration is not None:
@@ -146,7 +151,7 @@ def plan_run(settled: SettledRun, calibration: Windows | None, evaluations: Mapp
         objective=OBJECTIVES[config.objective],
         refines_candidates=config.search_refine,
         devices=of_process,
-        searching=of_process if settled.helpers is None else sum(settled.helpers.devices),
+        searching=of_process * processes if settled.helpers is None else sum(settled.helpers.devices),
         device_bytes=config.device_memory,
     )
     return make_plan(settled.checkpoint, work, config.candidate_batch)

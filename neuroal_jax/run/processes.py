@@ -12,10 +12,11 @@ import numpy as np
 from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.command.values import AUTO, group
 from neuroal_jax.machine import slurm
-from neuroal_jax.machine.memory import freed_memory_kept
-from neuroal_jax.machine.processes import Group, Link, Waiting, introduce, linked
+from neuroal_jax.machine.devices import devices
+from neuroal_jax.machine.group import Group
+from neuroal_jax.machine.memory import LOWER, exhaustion_explained, freed_memory_kept
+from neuroal_jax.machine.processes import Link, Waiting, introduce, linked
 from neuroal_jax.run.identity import alike
-from neuroal_jax.run.plan import Plan, plan_run
 from neuroal_jax.run.progress import progress
 from neuroal_jax.run.settle import SettledRun, settle
 from neuroal_jax.search.shared import Helpers, help_with
@@ -39,7 +40,7 @@ def group_of(config: PruneConfig) -> Group | None:
     if config.distributed != AUTO:
         found = group("distributed", config.distributed)
     else:
-        found = Group(*slurm.group(os.environ))
+        found = slurm.group(os.environ)
         own = slurm.own_accelerators(os.environ)
         if own is not None:
             for option in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
@@ -47,18 +48,30 @@ def group_of(config: PruneConfig) -> Group | None:
     return found if found.processes > 1 else None
 
 
-def gather(settled: SettledRun, waiting: Waiting) -> SettledRun:
-    """The run of the first process, once the others are here.
+@contextmanager
+def own_devices(config: PruneConfig) -> Iterator[None]:
+    """Has JAX make arrays on the first of this process's devices, where it shares virtual ones of a CPU with others."""
+    before = jax.config.values["jax_default_device"]
+    if config.distributed == AUTO:
+        jax.config.update("jax_default_device", devices(None, *slurm.neighbours(os.environ)).every[0])
+    try:
+        yield
+    finally:
+        jax.config.update("jax_default_device", before)
+
+
+def gather(settled: SettledRun, waiting: Waiting, weights: str) -> SettledRun:
+    """The run of the first process, once the others are here; `weights` is the SHA-256 of the model's.
 
     Raises:
         UserError: If one of them does not come, or has other options, another model, or other software.
     """
-    hellos = waiting.gather(alike(settled))
-    devices = [len(settled.devices), *(int(hello.facts["devices"]) for hello in hellos)]
-    log.info("%d processes with %s devices", len(devices), ", ".join(map(str, devices)))
+    told = waiting.gather(alike(settled, weights))
+    counts = [len(settled.devices), *(int(of_other["devices"]) for of_other in told)]
+    log.info("%d processes with %s devices", len(counts), ", ".join(map(str, counts)))
     if not settled.stage_sizes:
         log.warning("--distributed divides searches, and --allocation %s has none", settled.config.allocation)
-    return replace(settled, helpers=Helpers(waiting.links, devices))
+    return replace(settled, helpers=Helpers(waiting.links, counts))
 
 
 def begin_search(helpers: Helpers, batch: int, search_set: np.ndarray, fitted: np.ndarray | None) -> None:
@@ -66,23 +79,21 @@ def begin_search(helpers: Helpers, batch: int, search_set: np.ndarray, fitted: n
     helpers.begin({"batch": batch}, {"search set": search_set, **({} if fitted is None else {"fitted": fitted})})
 
 
-def help_first(config: PruneConfig, group: Group) -> Plan:
+def help_first(config: PruneConfig, group: Group) -> None:
     """All that another process does: it scores candidates for the first one, says and writes nothing.
-
-    Returns:
-        The plan, which is nobody's.
 
     Raises:
         UserError: If something cannot be used here, or the first process ended with one.
         KeyboardInterrupt: If the first process is gone.
     """
-    with linked(group) as link, _quiet():
+    with linked(group) as link, exhaustion_explained(LOWER), _quiet():
         settled = settle(config)
-        introduce(link, group, alike(settled), devices=len(settled.devices))
-        budget = replace(settled.budget, zeros=settled.checkpoint.zeros())
+        checkpoint = settled.checkpoint
+        budget = replace(settled.budget, zeros=checkpoint.zeros())
+        introduce(link, alike(settled, checkpoint.hashes()["model"]), devices=len(settled.devices))
         with freed_memory_kept() if jax.default_backend() == "cpu" else nullcontext():
             _score_for(link, replace(settled, budget=budget))
-        return plan_run(settled, None, {})
+        checkpoint.check_unchanged()
 
 
 def _score_for(link: Link, settled: SettledRun) -> None:

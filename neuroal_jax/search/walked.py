@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from types import ModuleType
 from typing import Any
 
@@ -62,34 +62,36 @@ class WalkedModel:
         together = self.candidate_batch if len(candidates) > 1 else 1
         if self.helpers is None or len(candidates) == 1:
             return self.score_here(stage, candidates, together)
-        steps = self.blocks.begin("scores-of-all")
-        if steps.first > self.blocks.last:
-            return Scores(**steps.outputs[self.blocks.last])
+        if OBJECTIVES[self.objective].against_dense:
+            _ = self._dense  # walks first: a run that goes on finds its walks in this order
         # Hidden states of candidates are in several processes: only the scores of a whole stage are kept.
-        scores = self.helpers.score(stage, candidates, together, self._unkept.score_here)
-        for block in range(steps.first, self.blocks.last):
-            steps.record(block, [])
-        steps.record(self.blocks.last, [], {name: x for name, x in vars(scores).items() if x is not None})
+        steps = self.blocks.begin_whole("scores-of-all")
+        if steps.outputs:
+            return Scores(**steps.outputs[0])
+        here = partial(self.score_here, blocks=self.blocks.unkept())
+        scores = self.helpers.score(stage, candidates, together, here)
+        steps.record(0, [], {name: x for name, x in vars(scores).items() if x is not None})
         return scores
 
-    def score_here(self, stage: str, candidates: Sequence[Allocation], together: int) -> Scores:
-        """Scores of candidates by this process alone; `together` of them run at a time."""
+    def score_here(
+        self, stage: str, candidates: Sequence[Allocation], together: int, blocks: Blocks | None = None
+    ) -> Scores:
+        """Scores of candidates by this process alone; `together` of them run at a time, through these blocks."""
+        blocks = blocks or self.blocks
         counts = [self.budget.counts(candidate) for candidate in candidates]
         entry = OBJECTIVES[self.objective]
         if not entry.reads_head:
             with self.progress(stage, self.budget.num_blocks * len(counts), "candidate-block") as advance:
-                return search.score(
-                    self.blocks, self.method, self._code.score, self.search_set, counts, together, advance
-                )
+                return search.score(blocks, self.method, self._code.score, self.search_set, counts, together, advance)
         dense = self._dense if entry.against_dense else None
         if self.fitted is not None:
-            with self.progress(stage, perplexity.work(self.blocks.checkpoint) * len(counts), "weight") as advance:
+            with self.progress(stage, perplexity.work(blocks.checkpoint) * len(counts), "weight") as advance:
                 return refined_search.score(
-                    self.blocks, self.method, self._code, dense, self.fitted, self.search_set, counts, advance
+                    blocks, self.method, self._code, dense, self.fitted, self.search_set, counts, advance
                 )
-        with self.progress(stage, search.work(self.blocks.checkpoint, self.method) * len(counts), "weight") as advance:
+        with self.progress(stage, search.work(blocks.checkpoint, self.method) * len(counts), "weight") as advance:
             return search.score_by_head(
-                self.blocks, self.method, self._code, dense, self.search_set, counts, together, advance
+                blocks, self.method, self._code, dense, self.search_set, counts, together, advance
             )
 
     def align(self, candidate: Allocation) -> tuple[Scores | None, Differences]:
@@ -111,11 +113,6 @@ class WalkedModel:
             options=options,
             model=self,
         )
-
-    @cached_property
-    def _unkept(self) -> "WalkedModel":
-        """The same, whose walks leave no state."""
-        return replace(self, blocks=self.blocks.unkept())
 
     @cached_property
     def _dense(self) -> Dense:

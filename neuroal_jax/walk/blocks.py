@@ -131,6 +131,10 @@ class Blocks:
         advance(steps.first)
         return steps
 
+    def begin_whole(self, label: str) -> Steps:
+        """Begins a walk that is kept as a whole or not at all: one step, whose output stands for all blocks."""
+        return self._state.walk(label, 1)
+
     def read(self, first: int = 0) -> Iterator[tuple[int, Weights]]:
         """The blocks from `first` on, on the device; the next one is read while the caller works on this one."""
 

@@ -230,7 +230,8 @@ def test_every_option_is_a_flag_and_a_yaml_key(tmp_path, method):
         "model": "a", "sparsity": 0.25, "pruner": "magnitude", "budget": "reference", "objective": "alignment",
         "calib": "c.txt", "text_column": "t", "nsamples": 5, "search_samples": 2, "seqlen": 7, "seed": 9,
         "eval": "none", "dtype": "float16", "compilation_cache": "z", "measured": "y", "out": "b", "save_model": "c",
-        "devices": 3, "device_memory": 2**30, "dry_run": True, "overwrite": True, "resume": True,
+        "devices": 3, "distributed": "node1:4000,2,1", "device_memory": 2**30, "dry_run": True, "overwrite": True,
+        "resume": True,
         **method,
     }  # fmt: skip
     assert set(options) | set().union(*METHODS) == set(PruneConfig.__dataclass_fields__)
@@ -253,6 +254,7 @@ OF_NO_RESULT = {
     "candidate_batch",
     "compilation_cache",
     "devices",
+    "distributed",
     "device_memory",
     "measured",
     "out",

@@ -3,15 +3,17 @@
 import io
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
-from neuroal_jax.errors import UserError
+from neuroal_jax.errors import OtherProcessFailed, UserError
 from neuroal_jax.machine import processes
-from neuroal_jax.machine.processes import Group, Link, closing, introduce, linked, read, waiting, write
+from neuroal_jax.machine.group import Group
+from neuroal_jax.machine.processes import Link, closing, introduce, linked, read, waiting, write
 
 
 def free_port():
@@ -61,7 +63,7 @@ def test_the_first_one_hears_of_all_in_the_order_of_their_ranks():
 
     def other(one):
         with linked(one) as link:
-            introduce(link, one, {"--sparsity": 0.5, "rows": (1, 2)}, devices=one.rank * 10)
+            introduce(link, {"--sparsity": 0.5, "rows": (1, 2)}, devices=one.rank * 10)
             asked = link.receive()
             link.send({}, {"twice": 2 * asked.arrays["x"]})
             return link.receive().facts
@@ -69,8 +71,8 @@ def test_the_first_one_hears_of_all_in_the_order_of_their_ranks():
     with ThreadPoolExecutor(2) as threads:
         others = [threads.submit(other, one) for one in ranks[:0:-1]]
         with waiting(ranks[0]) as first:
-            hellos = first.gather({"--sparsity": 0.5, "rows": (1, 2)})
-            assert [hello.facts["devices"] for hello in hellos] == [10, 20]
+            told = first.gather({"--sparsity": 0.5, "rows": (1, 2)})
+            assert [of_other["devices"] for of_other in told] == [10, 20]
             for number, link in enumerate(first.links):
                 link.send({}, {"x": np.arange(number)})
             found = [link.receive().arrays["twice"].tolist() for link in first.links]
@@ -84,10 +86,8 @@ def test_a_stranger_is_dropped_and_one_that_does_not_come_is_named(impatient):
         for content in (b"GET / HTTP/1.1\r\n\r\n", b""):  # one speaks another language, one nothing
             stranger = strangers.enter_context(socket.create_connection(("localhost", ranks[0].port)))
             stranger.sendall(content)
-        with linked(ranks[2]) as link:
-            introduce(link, ranks[2], {})
-            with pytest.raises(UserError, match="of 3 processes, number 1 did not come"):
-                first.gather({})
+        with linked(ranks[2]), pytest.raises(UserError, match="of 3 processes, number 1 did not come"):
+            first.gather({})
 
 
 def test_a_first_process_that_is_not_there_is_named(impatient):
@@ -116,7 +116,7 @@ def test_processes_that_are_not_alike_end_both(theirs, message):
 
     def other():
         with linked(ranks[1]) as link:
-            introduce(link, ranks[1], theirs)
+            introduce(link, theirs)
             return link.receive()
 
     with ThreadPoolExecutor(1) as threads:
@@ -127,13 +127,33 @@ def test_processes_that_are_not_alike_end_both(theirs, message):
             found.result()
 
 
-def test_two_processes_of_one_number_are_refused():
+@pytest.mark.parametrize(("rank", "size"), [(1, 3), (2, 4), (0, 3), (3, 3)])
+def test_a_process_that_is_there_already_or_of_another_group_is_refused(rank, size):
     ranks = group(3)
-    with waiting(ranks[0]) as first, linked(ranks[1]) as one, linked(ranks[1]) as two:
-        introduce(one, ranks[1], {})
-        introduce(two, ranks[1], {})
-        with pytest.raises(UserError, match="a number that another one has"):
+    expected = f"number {rank} of {size}: expected one of 3 that is not there yet"
+    with waiting(ranks[0]) as first, linked(ranks[1]), linked(ranks[2]._replace(rank=rank, processes=size)):  # noqa: SIM117
+        with pytest.raises(UserError, match=expected):  # at once, whoever else may come
             first.gather({})
+
+
+def test_a_process_may_take_its_time_before_it_says_what_it_has(impatient):
+    ranks = group(2)
+    with waiting(ranks[0]) as first, ThreadPoolExecutor(1) as threads, linked(ranks[1]) as link:
+        told = threads.submit(first.gather, {"--seed": 1})
+        time.sleep(1)  # more than a stranger has
+        introduce(link, {"--seed": 1}, devices=4)
+        assert told.result(10) == [{"about": {"--seed": 1}, "devices": 4}]
+
+
+def test_an_error_of_the_first_is_told_before_it_cleans_up():
+    ranks = group(2)
+    with waiting(ranks[0]) as first, linked(ranks[1]) as link:
+        introduce(link, {})
+        first.gather({})
+        with pytest.raises(UserError, match="of the first"), first.told():
+            raise UserError("of the first")
+        with pytest.raises(OtherProcessFailed, match="process 0: of the first"):
+            link.receive()
 
 
 @pytest.fixture
@@ -141,7 +161,7 @@ def link(monkeypatch):
     """A link, the other end, and what the program was interrupted with."""
     notes = []
     came = threading.Event()
-    monkeypatch.setattr(processes, "interrupt", lambda note: (notes.append(note), came.set()))
+    monkeypatch.setattr(processes, "interrupt", lambda note, **_: (notes.append((note, _)), came.set()))
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as theirs:
         ours = Link(server.accept()[0], "process 7")
         yield ours, theirs, notes, came
@@ -152,7 +172,7 @@ def test_a_process_that_is_gone_interrupts_whoever_computes(link):
     ours, theirs, notes, came = link
     theirs.close()
     assert came.wait(10)
-    assert notes == ["process 7 ended: see what it said"]
+    assert notes == [("process 7 ended: see what it said", {"at_last": None})]
     with pytest.raises(KeyboardInterrupt, match="process 7 ended"):
         ours.receive()
 
@@ -161,9 +181,28 @@ def test_an_error_of_another_process_interrupts_whoever_computes(link):
     ours, theirs, notes, came = link
     write(theirs.makefile("wb"), {"error": "the disk is full"}, {})
     assert came.wait(10)
-    assert notes == ["process 7: the disk is full"]
+    assert notes == [("process 7: the disk is full", {"failed": True, "at_last": None})]
     with pytest.raises(UserError, match="process 7: the disk is full"):
         ours.receive()
+
+
+def test_a_loss_right_behind_a_message_is_not_missed(link):
+    ours, theirs, _, came = link
+    found = []
+
+    def wait():
+        try:
+            found.append(ours.receive())
+        except KeyboardInterrupt as error:
+            found.append(str(error))
+
+    waits = threading.Thread(target=wait)
+    waits.start()
+    time.sleep(0.1)
+    write(theirs.makefile("wb"), {"scores": 1}, {})
+    theirs.close()
+    waits.join(10)
+    assert found == ["process 7 ended: see what it said"] or came.wait(10)
 
 
 def test_the_end_of_the_run_interrupts_nobody(link):

@@ -16,6 +16,7 @@ STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2", "SLURM_NTASKS": "4", "SLURM_P
         ("gpu[07-09,12],login", "gpu07"),
         ("gpu[3,5]", "gpu3"),
         ("rack[1-2]-ib,other", "rack1-ib"),
+        ("rack[1-2]n[03-4,7],other", "rack1n03"),
         ("n01.cluster.org", "n01.cluster.org"),
     ],
 )
