@@ -61,7 +61,7 @@ class Link:
         self._stream = cast(BinaryIO, connection.makefile("rwb"))
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._end: Message | None = None
-        self._waits = self._ended = self._over = False
+        self._waits = self._ended = self._over = self._closed = False
         self._thread = threading.Thread(target=self._listen, name=f"from {peer}", daemon=True)
         self._thread.start()
 
@@ -92,11 +92,16 @@ class Link:
             raise OtherProcessFailed(f"{self.peer}: {message.facts['error']}")
         return message
 
+    def ignore(self) -> None:
+        """From now on the other one's end interrupts nobody: this process is at its own."""
+        self._over = True
+
     def close(self, error: BaseException | None = None) -> None:
         """Ends the connection, and says why: the run is over, or an error of this process. The first call counts."""
-        if self._over:
+        self.ignore()
+        if self._closed:
             return
-        self._over = True
+        self._closed = True
         with suppress(OSError, ValueError):
             if error is None or isinstance(error, UserError | OSError):
                 write(self._stream, {"end": True} if error is None else {"error": one_line(str(error))}, {})
@@ -273,6 +278,8 @@ class Waiting:
         try:
             yield
         except BaseException as error:
+            for link in self.links:
+                link.ignore()
             for link in self.links:
                 link.close(error)
             raise

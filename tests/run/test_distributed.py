@@ -218,7 +218,6 @@ def test_a_full_disk_of_the_first_ends_both(llama, tokens, tmp_path):
         (["--seed", "1"], [], "--seed is 0 in process 1"),
         ([], ["--model", "/nowhere"], "/nowhere: no such directory"),
         (["--calib", "/nowhere.npz"], [], "/nowhere.npz"),
-        (["--out", "/dev/null/out"], [], "/dev/null"),
     ],
 )
 def test_what_one_cannot_use_ends_both_in_a_line(llama, tokens, tmp_path, first, other, message):
