@@ -36,14 +36,18 @@ QUICK = [
     "sparsegpt-owl-both-70.npz",
 ]
 
-# One weight of SparseGPT on the other side of a threshold, by a rounding error, changes all that are updated after it,
-# and DSnoT goes another way from another first weight: in these cases it does so early, and up to 0.3% of the bits
-# differ. Under DSnoT it is two MultiFlow scores in one row of block 2, whose difference is 2e-7 of them.
-CHAOTIC = {
-    "tiny-opt": ["sparsegpt-neuroal-both-70.npz"],
-    "tiny-phi": ["sparsegpt-uniform-both-70.npz", "sparsegpt-neuroal-both-70.npz"],
-    "tiny-mistral": ["multiflow-dsnot-both-60.npz"],
-}
+
+def is_chaotic(case):
+    """Whether a rounding error may change what comes after it, so that up to 0.3% of the bits differ.
+
+    One weight of SparseGPT on the other side of a threshold changes all that are updated after it. On the undertrained
+    models some cases have one early, and which ones depends on how a processor rounds: on one machine these were three of
+    eighteen, on another one two others too. Under DSnoT one case goes another way from two MultiFlow scores in
+    one row of block 2 whose difference is 2e-7 of them.
+    """
+    if case["method"] == "sparsegpt":
+        return case["model"] != "stories260k"
+    return (case["model"], case["masks"]) == ("tiny-mistral", "multiflow-dsnot-both-60.npz")
 
 
 def recorded_cases(model):
@@ -79,7 +83,7 @@ def check_scores(scores, expected, case):
     errors = np.abs(np.array(scores) / np.array(expected) - 1)
     if case["method"] == "sparsegpt":
         assert errors.max(initial=0) < 2e-2
-        assert not scores or np.median(errors) < 1e-3
+        assert not scores or np.median(errors) < (2e-3 if is_chaotic(case) else 1e-3)
     else:
         assert (errors > 1e-5).sum() <= (case["model"] != "stories260k")
         assert errors.max(initial=0) < 1e-3
@@ -135,7 +139,7 @@ def wrong_bits(result, golden):
 @pytest.mark.parametrize("case", cases())
 def test_reference_run_equals_the_released_code(tmp_path, case):
     result = reference_run(case, tmp_path / "out")
-    manifest, chaotic = result.manifest, case["masks"] in CHAOTIC.get(case["model"], [])
+    manifest, chaotic = result.manifest, is_chaotic(case)
     check_scores(manifest["scores"]["block"], case["scores_block"], case)
     check_scores(manifest["scores"]["row"], case["scores_row"], case)
     if chaotic and manifest["lambda_block"] != case["lambda_block"]:
