@@ -41,9 +41,9 @@ def is_chaotic(case):
     """Whether a rounding error may change what comes after it, so that up to 0.3% of the bits differ.
 
     One weight of SparseGPT on the other side of a threshold changes all that are updated after it. On the undertrained
-    models some cases have one early, and which ones depends on how a processor rounds: on one machine these were three of
-    eighteen, on another one two others too. Under DSnoT one case goes another way from two MultiFlow scores in
-    one row of block 2 whose difference is 2e-7 of them.
+    models some cases have one early, and which ones depends on how a processor rounds: on one machine these were three
+    of eighteen, on another one two others too. Under DSnoT one case goes another way from two MultiFlow scores in one
+    row of block 2 whose difference is 2e-7 of them.
     """
     if case["method"] == "sparsegpt":
         return case["model"] != "stories260k"
