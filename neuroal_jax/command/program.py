@@ -5,11 +5,10 @@ import sys
 from collections.abc import Callable
 
 from neuroal_jax.errors import UserError
-from neuroal_jax.machine.interrupts import INTERRUPTED, Interrupts, interrupts
+from neuroal_jax.machine.interrupts import INTERRUPTED, USER_ERROR, Interrupts, interrupts
 from neuroal_jax.machine.memory import exhaustion_explained
 
 DONE = 0
-USER_ERROR = 2
 CLOSED_PIPE = 141  # as of a process that SIGPIPE ended
 
 

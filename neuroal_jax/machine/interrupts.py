@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-INTERRUPTED = 130  # the exit code
+USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ONE_REQUEST = 2.0  # seconds: Ctrl-C reaches a group of processes, and a parent then terminates its children too
 _AGAIN = 0.01  # seconds until an interrupt is repeated that could not be raised where it came
@@ -128,16 +128,17 @@ def interrupt(note: str, *, failed: bool = False, at_last: float | None = None) 
     if state is None or not state.signals or state.requested or state.over:
         return
     state.note, state.failed = note, failed
-    signal.pthread_kill(threading.main_thread().ident or 0, state.signals[0])
     if at_last is not None:
 
         def end() -> None:
-            print(f"{'error' if failed else 'interrupted'}: {note}", file=sys.stderr, flush=True)
-            os._exit(INTERRUPTED)
+            if state is _current and not state.over:  # whoever ran the program may go on
+                print(f"{'error' if failed else 'interrupted'}: {note}", file=sys.stderr, flush=True)
+                os._exit(USER_ERROR if failed else INTERRUPTED)
 
         timer = threading.Timer(at_last, end)
         timer.daemon = True
         timer.start()
+    signal.pthread_kill(threading.main_thread().ident or 0, state.signals[0])
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
 
-from neuroal_jax.machine.interrupts import held, interrupts
+from neuroal_jax.machine.interrupts import held, interrupt, interrupts
 
 pytestmark = pytest.mark.usefixtures("default_signals")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -105,3 +106,38 @@ def test_held_signals_do_not_hide_an_error():
     with pytest.raises(FileNotFoundError), interrupts(), held("it was done"):
         send()
         os.stat("/nowhere")
+
+
+def test_another_thread_interrupts_once_and_says_why():
+    interrupt("nobody is there to be interrupted")
+    with interrupts() as state:
+        with pytest.raises(KeyboardInterrupt, match="process 1 ended"):
+            interrupt("process 1 ended", failed=True)
+            wait()
+        assert state.failed
+        interrupt("and again")
+        wait(0.1)
+
+
+STUCK = """
+import sys, time
+from neuroal_jax.machine.interrupts import interrupt, interrupts
+with interrupts() as state:
+    try:
+        interrupt("process 0 ended", failed=sys.argv[1] == "failed", at_last=0.2)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        state.over = sys.argv[1] == "over"
+        time.sleep(1 if state.over else 60)  # a long computation, or what a caller does next
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [("failed", 2, "error: process 0 ended"), ("gone", 130, "interrupted: process 0 ended"), ("over", 0, "")],
+)
+def test_a_process_that_is_stuck_ends_at_last_but_not_one_whose_program_is_over(how, code, said):
+    done = subprocess.run([sys.executable, "-c", STUCK, how], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr.strip()) == (code, said)
+    assert ("went on" in done.stdout) == (how == "over")
