@@ -29,6 +29,11 @@ class Scores:
     of_sequences: np.ndarray | None = None
 
     @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The one that is there, by its name: `Scores(**scores.arrays)` are the same."""
+        return {name: array for name, array in vars(self).items() if array is not None}
+
+    @property
     def totals(self) -> np.ndarray:
         """The score of each candidate, float64 `[candidate]`."""
         if self.of_linears is not None:

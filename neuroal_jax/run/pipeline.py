@@ -33,7 +33,7 @@ from neuroal_jax.run.compute import compute
 from neuroal_jax.run.identity import identify, measured_in
 from neuroal_jax.run.manifest import describe_run
 from neuroal_jax.run.plan import Plan, plan_run, reads_text, refuse_small_devices
-from neuroal_jax.run.processes import gather, group_of, help_first, own_devices
+from neuroal_jax.run.processes import gather, group_of, help_first, on_own_devices
 from neuroal_jax.run.progress import Clock
 from neuroal_jax.run.settle import SettledRun, settle
 
@@ -69,7 +69,7 @@ def prune(config: PruneConfig) -> PruneResult:
         use_cache(Path(config.compilation_cache))
     make_room()
     group = group_of(config)
-    with exhaustion_explained(LOWER), own_devices(config):
+    with exhaustion_explained(LOWER), on_own_devices(config):
         if group is not None and group.rank > 0:
             if not config.dry_run:
                 help_first(config, group)
@@ -105,10 +105,11 @@ def _prune(config: PruneConfig, others: Waiting | None = None) -> PruneResult:
     with ExitStack() as stack, background() as thread, told, exhaustion_explained(LOWER):
         results = stack.enter_context(outputs.stage_results(settled))
         out, saved = results.out, results.saved
-        zeros, hashes = thread.submit(checkpoint.zeros), thread.submit(checkpoint.hashes)
+        zeros = thread.submit(checkpoint.zeros)
         with clock("read"):
             calibration, evaluations = _read_data(settled)
             settled = replace(settled, budget=replace(settled.budget, zeros=zeros.result()))
+        hashes = thread.submit(checkpoint.hashes)
         if others is not None:
             settled = gather(settled, others, hashes.result()["model"])
         plan = plan_run(settled, calibration, evaluations)

@@ -12,13 +12,12 @@ import numpy as np
 from neuroal_jax.command.config import PruneConfig
 from neuroal_jax.command.values import AUTO, group
 from neuroal_jax.machine import slurm
-from neuroal_jax.machine.devices import devices
 from neuroal_jax.machine.group import Group
 from neuroal_jax.machine.memory import LOWER, exhaustion_explained, freed_memory_kept
 from neuroal_jax.machine.processes import Link, Waiting, introduce, linked
 from neuroal_jax.run.identity import alike
 from neuroal_jax.run.progress import progress
-from neuroal_jax.run.settle import SettledRun, settle
+from neuroal_jax.run.settle import SettledRun, own_devices, settle
 from neuroal_jax.search.shared import Helpers, help_with
 from neuroal_jax.search.walked import WalkedModel
 from neuroal_jax.walk.blocks import Blocks
@@ -49,11 +48,11 @@ def group_of(config: PruneConfig) -> Group | None:
 
 
 @contextmanager
-def own_devices(config: PruneConfig) -> Iterator[None]:
+def on_own_devices(config: PruneConfig) -> Iterator[None]:
     """Has JAX make arrays on the first of this process's devices, where it shares virtual ones of a CPU with others."""
     before = jax.config.values["jax_default_device"]
     if config.distributed == AUTO:
-        jax.config.update("jax_default_device", devices(None, *slurm.neighbours(os.environ)).every[0])
+        jax.config.update("jax_default_device", own_devices(config).every[0])
     try:
         yield
     finally:

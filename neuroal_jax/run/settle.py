@@ -88,9 +88,17 @@ def settle(asked: PruneConfig) -> SettledRun:
     config = replace(config, save_model=config.model_directory)
     method = make_method(config.pruner, config.refine, config.plain())
     budget = Budget(checkpoint.linear_shapes(), checkpoint.num_blocks, sparsity, config.budget, method.pattern)
+    return SettledRun(asked, config, checkpoint, method, budget, given, stage_sizes, own_devices(config))
+
+
+def own_devices(config: PruneConfig) -> Devices:
+    """What this process divides work over; under Slurm, what the others of its node leave to it.
+
+    Raises:
+        UserError: If there are fewer than were asked for.
+    """
     wanted = None if config.devices == ALL or config.dry_run else int(config.devices)
-    shared = neighbours(os.environ) if config.distributed == AUTO else (0, 1)
-    return SettledRun(asked, config, checkpoint, method, budget, given, stage_sizes, devices(wanted, *shared))
+    return devices(wanted, *(neighbours(os.environ) if config.distributed == AUTO else (0, 1)))
 
 
 def _given(config: PruneConfig, checkpoint: Checkpoint, by_row: bool) -> tuple[Allocation | None, float]:

@@ -57,7 +57,7 @@ def help_with(link: Link, here: Score) -> None:
         facts = message.facts
         candidates = _candidates(facts, message.arrays)
         scores = here(facts["stage"], candidates, facts["together"])
-        link.send({}, {name: x for name, x in vars(scores).items() if x is not None})
+        link.send({}, scores.arrays)
 
 
 def divided(candidates: int, together: int, devices: Sequence[int]) -> list[list[int]]:
@@ -103,8 +103,5 @@ def _candidates(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> l
 
 def _in_order(found: Sequence[Scores], numbers: Sequence[int]) -> Scores:
     """All scores as one, in the order of the candidates' numbers."""
-    order = np.argsort(numbers)
-    parts = {name: [getattr(scores, name) for scores in found] for name in ("of_linears", "of_sequences")}
-    return Scores(
-        **{name: np.concatenate(arrays)[order] for name, arrays in parts.items() if all(x is not None for x in arrays)}
-    )
+    order, parts = np.argsort(numbers), [scores.arrays for scores in found]
+    return Scores(**{name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]})

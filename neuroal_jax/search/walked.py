@@ -70,7 +70,7 @@ class WalkedModel:
             return Scores(**steps.outputs[0])
         here = partial(self.score_here, blocks=self.blocks.unkept())
         scores = self.helpers.score(stage, candidates, together, here)
-        steps.record(0, [], {name: x for name, x in vars(scores).items() if x is not None})
+        steps.record(0, [], scores.arrays)
         return scores
 
     def score_here(
