@@ -9,6 +9,7 @@ from neuroal_jax.command.process import as_process
 if __name__ == "__main__":
     as_process(__spec__.name)  # before the imports that take a moment
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,11 +28,14 @@ from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import check_steady
 from neuroal_jax.files.staging import staged
 from neuroal_jax.masks.file import PackedMasks, check_pruned, check_zeros, masks_of, read_masks
+from neuroal_jax.masks.patterns import KeptOf
 
 from .torch_weights import masked_weights
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger("neuroal_jax")
 
 
 def apply_masks(model: "torch.nn.Module", path: str | Path, *, saved_by_run: bool = False) -> "torch.nn.Module":
@@ -65,7 +69,20 @@ def apply_masks(model: "torch.nn.Module", path: str | Path, *, saved_by_run: boo
         for name, weight in weights.items():
             kept = torch.from_numpy(masks.mask(name)).to(weight.device)
             weight.masked_fill_(~kept, 0)
+    if (use := semi_structured_use(masks)) is not None:
+        log.info(use)
     return model
+
+
+def semi_structured_use(masks: PackedMasks) -> str | None:
+    """What PyTorch's semi-structured kernels can make of masks; None where two of four do not stay everywhere."""
+    if masks.pattern is None or (masks.pattern.kept, masks.pattern.size) != (2, 4):
+        return None
+    fitting = [name for name, width in masks.widths.items() if not (len(masks.packed[name]) % 32 or width % 64)]
+    return (
+        f"2 of 4 stay: on CUDA, in float16 and bfloat16, torch.sparse.to_sparse_semi_structured takes {len(fitting)} "
+        f"of {len(masks.widths)} linears (those whose outputs are a multiple of 32 and inputs of 64)"
+    )
 
 
 def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = False) -> None:
@@ -92,16 +109,25 @@ def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = Fa
 
 @dataclass(frozen=True)
 class KeptZeros:
-    """Numbers of kept weights that are zero, by tensor, where there are any: `now`, and `then`, when the run ended."""
+    """Numbers of kept weights that are zero, by tensor, where there are any.
+
+    Attributes:
+        now: Of the model.
+        then: When the run ended.
+        pattern: How many of every few neighbours the masks keep, where they have groups; all of them were checked.
+    """
 
     now: Mapping[str, int]
     then: Mapping[str, int]
+    pattern: KeptOf | None = None
 
     def __str__(self) -> str:
         now, then = sum(self.now.values()), sum(self.then.values())
+        groups = "" if self.pattern is None else f"; every group is of the pattern {self.pattern}"
         if self.now == self.then:
-            return "its zeros are exactly the masks" + (f", and {then} weights that were zero anyway" if then else "")
-        return f"all that the masks prune is zero; {now} kept weights are zero too, {then} when the run ended"
+            zeros = f", and {then} weights that were zero anyway" if then else ""
+            return f"its zeros are exactly the masks{zeros}{groups}"
+        return f"all that the masks prune is zero; {now} kept weights are zero too, {then} when the run ended{groups}"
 
 
 def verify(model: "str | torch.nn.Module", masks_path: Path, *, load: bool = True, exact: bool = False) -> KeptZeros:
@@ -125,7 +151,7 @@ def verify(model: "str | torch.nn.Module", masks_path: Path, *, load: bool = Tru
     path = locate(str(model))
     now = check_pruned(masks, SafetensorsSource(path), str(model), exact=exact)
     if not load:
-        return KeptZeros(now, masks.kept_zeros)
+        return KeptZeros(now, masks.kept_zeros, masks.pattern)
     try:
         loaded = load_torch_model(path, dtype="auto")
     except ValueError as error:
@@ -139,7 +165,7 @@ def _check_module(model: "torch.nn.Module", masks: PackedMasks, description: str
         raise UserError(f"{description} has adapters ({adapted[0]}): merge them first (merge_and_unload)")
     weights = masked_weights(model, masks)
     now = check_zeros(masks, lambda name: (weights[name] == 0).cpu().numpy(), description, exact=exact)
-    return KeptZeros(now, masks.kept_zeros)
+    return KeptZeros(now, masks.kept_zeros, masks.pattern)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,6 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "apply":
             save_pruned(options.model, options.masks, options.out, overwrite=options.overwrite)
             print(f"written to {options.out}")
+            if (use := semi_structured_use(read_masks(options.masks))) is not None:
+                print(use)
         else:
             found = verify(options.model, options.masks, load=not options.files_only, exact=options.exact)
             print(f"{options.model}: {found}")

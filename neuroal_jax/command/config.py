@@ -3,6 +3,7 @@
 Methods bring options of their own, which stand in the methods' registries and become fields and flags here.
 """
 
+import math
 import os
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,13 +13,14 @@ from neuroal_jax.command import values
 from neuroal_jax.command.values import AUTO, flag
 from neuroal_jax.data.texts import TEXTS
 from neuroal_jax.errors import IllegalCombination, UserError
-from neuroal_jax.masks.patterns import PATTERNS
+from neuroal_jax.masks.patterns import N_OF_M, PATTERNS, KeptOf, read_pattern
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.refine import CHAINS, NONE, REFINEMENTS
 from neuroal_jax.registry import Option, Registry
 from neuroal_jax.search.objective import OBJECTIVES
 
 DEMO_MODEL = "demo"
+NEUROAL, UNIFORM = "neuroal", "uniform"  # what `--allocation auto` is
 BUDGETS = ("exact", "reference")
 STEPS = ("block", "row", "both")
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
@@ -89,10 +91,16 @@ class PruneConfig(OptionsOfMethods):
         None, "what to prune", "share of the prunable weights to remove, e.g. 0.7 (default: the allocation file's)"
     )
     pruner: str = _option("wanda", "what to prune", "how important a weight is", choices=tuple(PRUNERS))
-    allocation: str = _option(
-        "neuroal",
+    pattern: str = _option(
+        NONE,
         "what to prune",
-        f"how much goes where: {_listed(ALLOCATIONS)}, or an allocation.json to reuse",
+        "N:M: N of every M neighbouring inputs of a row stay, as 2:4; auto:M: every block has its own N of M",
+    )
+    allocation: str = _option(
+        AUTO,
+        "what to prune",
+        f"how much goes where: {_listed(ALLOCATIONS)}, or an allocation.json to reuse; auto: neuroal, or uniform where "
+        "--pattern N:M leaves no choice",
     )
     refine: str = _option(
         NONE,
@@ -208,10 +216,11 @@ class PruneConfig(OptionsOfMethods):
     def __post_init__(self) -> None:
         """Converts and checks every value."""
         demo = self.model == DEMO_MODEL
+        object.__setattr__(self, "pattern", values.kept_of("pattern", self.pattern))
+        object.__setattr__(self, "allocation", _allocation(self._allocation_asked()))
         converted = {
             "model": values.text("model", self.model),
-            "sparsity": values.optional(values.fraction, "sparsity", self.sparsity),
-            "allocation": _allocation(self.allocation),
+            "sparsity": self._sparsity(),
             "objective": self._objective(),
             "block_lambdas": self._lambda_set("block_lambdas"),
             "row_lambdas": self._lambda_set("row_lambdas"),
@@ -267,6 +276,7 @@ class PruneConfig(OptionsOfMethods):
                 f"--refine {self.refine} does not go with --pruner {self.pruner}: the kept weights already make up for "
                 "the pruned ones, so one that is grown back would count twice; use --refine none or another pruner"
             )
+        self._check_pattern()
         if self.searches and self.budget == "reference" and OBJECTIVES[self.objective].reads_head:
             raise IllegalCombination(
                 f"--objective {self.objective} does not go with --budget reference, which repeats the released code: "
@@ -274,6 +284,21 @@ class PruneConfig(OptionsOfMethods):
             )
         self._check_search_refine()
         self.changed_by_pruner()  # or says why it cannot be
+
+    def _check_pattern(self) -> None:
+        asked = self.kept_of
+        if asked is None:
+            return
+        if self.budget == "reference":
+            raise IllegalCombination(
+                f"--pattern {asked} does not go with --budget reference, as the released code prunes no groups: use "
+                "--budget exact"
+            )
+        if asked.kept is not None and self.allocation != UNIFORM:
+            raise IllegalCombination(
+                f"--pattern {asked} keeps as much in every block and row, which leaves --allocation {self.allocation} "
+                f"nothing to decide: use --allocation uniform, or --pattern auto:{asked.size}"
+            )
 
     def _check_search_refine(self) -> None:
         if not self.search_refine:
@@ -326,13 +351,23 @@ class PruneConfig(OptionsOfMethods):
         """Whether candidates are scored."""
         return self.allocation in ALLOCATIONS and ALLOCATIONS[self.allocation].searches
 
+    @property
+    def kept_of(self) -> KeptOf | None:
+        """How many of every few neighbours stay; None where these are no sets of competitors."""
+        return read_pattern(self.pattern)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether every row has a number of its own, so that an allocation can tell rows apart."""
+        return PATTERNS[PRUNERS[self.pruner].pattern if self.kept_of is None else N_OF_M].by_row
+
     def changed_by_pruner(self) -> dict[str, Any]:
         """Options of the search that the pruner makes others of, by name: NeuroAL has no row step under SparseGPT.
 
         Raises:
             IllegalCombination: If nothing would be left of what was asked for.
         """
-        if self.allocation not in ALLOCATIONS or PATTERNS[PRUNERS[self.pruner].pattern].by_row:
+        if self.allocation not in ALLOCATIONS or self.by_row:
             return {}
         code = ALLOCATIONS.module(self.allocation)
         changes: dict[str, Any] = code.settle(self.plain(), by_row=False) if hasattr(code, "settle") else {}
@@ -348,6 +383,25 @@ class PruneConfig(OptionsOfMethods):
         affecting = {"result", "search"} if self.searches else {"result"}
         wanted = {option.name for option in fields(self) if option.metadata["affects"] in affecting}
         return {name: value for name, value in self.plain().items() if name in wanted}
+
+    def _allocation_asked(self) -> str:
+        if self.allocation != AUTO:
+            return self.allocation
+        return NEUROAL if self.kept_of is None or self.kept_of.kept is None else UNIFORM
+
+    def _sparsity(self) -> float | None:
+        """The sparsity that was asked for, or that the pattern has."""
+        found, asked = values.optional(values.fraction, "sparsity", self.sparsity), self.kept_of
+        if asked is None:
+            return found
+        if asked.sparsity is None:
+            return found
+        if found is not None and not math.isclose(found, asked.sparsity, abs_tol=1e-6):
+            raise UserError(
+                f"--sparsity {found:g} and --pattern {asked}, which is {asked.sparsity:g}, differ: leave one of them "
+                "out"
+            )
+        return asked.sparsity
 
     def _objective(self) -> str:
         if self.objective != AUTO:

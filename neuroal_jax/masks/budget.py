@@ -3,6 +3,9 @@
 `exact` (the default) leaves exactly `round(sparsity * prunable weights)` zeros in what is written. Weights that are
 zero in the checkpoint are among them: they go before all others, and every set of competitors loses at least its zeros.
 `reference` rounds each row down on its own, as the released code does, and so misses the target on narrow models.
+
+Where N of M neighbours stay, every block has one N: `exact` then prunes the number of weights that comes closest, and
+a group that has more zeros in the checkpoint than weights that go keeps the others of them.
 """
 
 import math
@@ -12,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from neuroal_jax.allocation.allocation import Allocation, Sparsity
+from neuroal_jax.allocation.allocation import Allocation, Sparsity, by_block
 from neuroal_jax.allocation.spread import HIGHEST, LOWEST
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks.patterns import Pattern
@@ -42,7 +45,7 @@ class Budget:
             where it is nowhere.
 
     Raises:
-        UserError: If an `exact` budget asks for fewer zeros than there are.
+        UserError: If an `exact` budget asks for fewer zeros than there are, or a pattern cannot prune so many.
     """
 
     shapes: Shapes
@@ -53,8 +56,14 @@ class Budget:
     zeros: Sequence[Mapping[str, np.ndarray]] = ()
 
     def __post_init__(self) -> None:
-        """Checks that the zeros that there are fit in."""
-        if self.kind == EXACT and self.total < self.source_zeros:
+        """Checks that the zeros that there are fit in, and that groups of neighbours can lose so many."""
+        steps = self.pattern.steps
+        if steps is not None and self.total * steps > (steps - 1) * self.prunable:
+            raise UserError(
+                f"--sparsity {self.sparsity:g} is more than groups of {steps} can lose, of which at least one weight "
+                f"stays: at most {1 - 1 / steps:g}"
+            )
+        if self.kind == EXACT and self.pattern.steps is None and self.total < self.source_zeros:
             raise UserError(
                 f"--sparsity {self.sparsity:g} leaves {self.total} zeros, but {self.source_zeros} of the model's "
                 f"{self.prunable} prunable weights are zero already ({self.source_zeros / self.prunable:.6f}), and "
@@ -68,8 +77,25 @@ class Budget:
 
     @property
     def total(self) -> int:
-        """Number of zeros to have in the end; what a `reference` budget gives is only close to it."""
-        return round(self.sparsity * self.prunable)
+        """Number of zeros to have in the end; what a `reference` budget gives is only close to it.
+
+        Of groups of neighbours, the number of weights that go.
+        """
+        steps = self.pattern.steps
+        if steps is None:
+            return round(self.sparsity * self.prunable)
+        return whole_steps(self.sparsity, self.num_blocks, steps) * (self.prunable // (self.num_blocks * steps))
+
+    def is_met(self, zeros: int, kept_zeros: int) -> bool:
+        """Whether a result is what it should be; one of a `reference` budget need not be.
+
+        Args:
+            zeros: Number of zeros of the pruned model.
+            kept_zeros: Of these, how many are kept weights.
+        """
+        if self.kind == REFERENCE:
+            return True
+        return self.total == (zeros if self.pattern.steps is None else zeros - kept_zeros)
 
     @cached_property
     def source_zeros(self) -> int:
@@ -77,8 +103,14 @@ class Budget:
         return sum(int(np.bitwise_count(packed).sum()) for block in self.zeros for packed in block.values())
 
     def fit(self, allocation: Allocation) -> Allocation:
-        """The allocation shifted so that its mean is the sparsity; as it is under a `reference` budget."""
-        return shifted(allocation, self.shapes, self.sparsity) if self.kind == EXACT else allocation
+        """The allocation shifted so that its mean is the sparsity; as it is under a `reference` budget.
+
+        Where a pattern has steps, every block's mean goes to a whole one of them.
+        """
+        if self.kind != EXACT:
+            return allocation
+        fitted = shifted(allocation, self.shapes, self.sparsity)
+        return fitted if self.pattern.steps is None else stepped(fitted, self.shapes, self.sparsity, self.pattern.steps)
 
     def counts(self, allocation: Allocation) -> Counts:
         """Whole numbers for every set of competitors of every linear.
@@ -121,16 +153,43 @@ class Budget:
     def _quota(self, block: int, linear: str, sparsity: Sparsity, total: int) -> Quota:
         if not self.zeros:
             return self.pattern.split(sparsity, self.shapes[linear], total)
-        quota = self.pattern.split(sparsity, self.shapes[linear], total, self._least[block][linear])
+        least = self._least[block][linear] if self._least else None
+        quota = self.pattern.split(sparsity, self.shapes[linear], total, least)
         return quota._replace(zeros=self.zeros[block][linear])
 
     @cached_property
     def _least(self) -> list[dict[str, np.ndarray]]:
-        """Zeros of the checkpoint in every set of competitors, by block and linear."""
+        """Zeros of the checkpoint in every set of competitors, by block and linear; empty where they do not decide."""
+        if self.pattern.steps is not None:
+            return []
         return [
             {linear: self.pattern.count(packed, self.shapes[linear]) for linear, packed in block.items()}
             for block in self.zeros
         ]
+
+
+def whole_steps(sparsity: float, num_blocks: int, steps: int) -> int:
+    """How many steps all blocks together go up to come closest to a sparsity."""
+    return round(sparsity * num_blocks * steps)
+
+
+def stepped(allocation: Allocation, shapes: Shapes, sparsity: float, steps: int) -> Allocation:
+    """The allocation with every block's mean at a whole number of steps, by largest remainder, for all its linears.
+
+    Args:
+        allocation: With the mean `sparsity` over all weights.
+        shapes: `(out, in)` of each linear.
+        sparsity: Of the whole model.
+        steps: From nothing to everything; one is always kept.
+    """
+    sizes = {linear: math.prod(shape) for linear, shape in shapes.items()}
+    means = [
+        sum(float(np.mean(s)) * sizes[linear] for linear, s in block.items()) / sum(sizes.values())
+        for block in allocation.blocks
+    ]
+    total = whole_steps(sparsity, len(means), steps)
+    whole = largest_remainder([mean * steps for mean in means], total, [steps - 1] * len(means))
+    return by_block(allocation.method, [n / steps for n in whole.tolist()], [*shapes])
 
 
 def shifted(allocation: Allocation, shapes: Shapes, sparsity: float) -> Allocation:

@@ -20,6 +20,7 @@ from neuroal_jax.checkpoint.tensors import FLOAT_DTYPES, TensorInfo, TensorSourc
 from neuroal_jax.errors import UserError, shorten
 from neuroal_jax.files.reading import parse_json
 from neuroal_jax.files.writing import naming
+from neuroal_jax.masks.patterns import NONE, KeptOf, read_pattern
 from neuroal_jax.masks.wrapped import match_names
 
 FORMAT = "neuroal-masks-1"
@@ -50,6 +51,11 @@ class PackedMasks:
     def updated_weights(self) -> bool:
         """Whether the pruner changed kept weights too, so that masks alone do not hold its result."""
         return self.metadata.get("weights") == "updated"
+
+    @property
+    def pattern(self) -> KeptOf | None:
+        """How many of every few neighbours stay; None where these are no sets of competitors."""
+        return read_pattern(self.metadata.get("pattern", NONE))
 
     def mask(self, name: str) -> np.ndarray:
         """One mask, bool `[out, in]`, True = kept."""
@@ -127,6 +133,10 @@ def read_masks(path: Path) -> PackedMasks:
     run = header.get("run")
     if not isinstance(run, dict) or not all(isinstance(value, str) for value in run.values()):
         raise UserError(f"{path}: 'run' of its metadata is missing or damaged")
+    try:
+        read_pattern(run.get("pattern", NONE))
+    except ValueError as error:
+        raise UserError(f"{path}: 'pattern' of its metadata is damaged ({error})") from error
     return PackedMasks(packed, widths, kept_zeros, str(header.get("source")), run)
 
 
@@ -231,7 +241,7 @@ def check_pruned(masks: PackedMasks, source: TensorSource, model: str, *, exact:
 def check_zeros(
     masks: PackedMasks, zero: Callable[[str], np.ndarray], model: str, *, exact: bool = True
 ) -> dict[str, int]:
-    """Checks that every weight that the masks prune is zero.
+    """Checks that every weight that the masks prune is zero, and that their groups are those of their pattern.
 
     Args:
         masks: Masks that fit the model.
@@ -252,6 +262,8 @@ def check_zeros(
         kept_zeros[name] = int(np.count_nonzero(mask & zeros))
         if problem := pruned_problem(mask, zeros, masks.kept_zeros.get(name, 0) if exact else kept_zeros[name]):
             problems.append(f"{name} {problem}")
+        if masks.pattern is not None and (problem := group_problem(mask, masks.pattern)):
+            problems.append(f"{name} {problem}")
     if problems:
         raise UserError(f"{model} is not what the masks describe: {shorten(problems)}")
     return {name: count for name, count in kept_zeros.items() if count}
@@ -271,4 +283,16 @@ def pruned_problem(mask: np.ndarray, zero: np.ndarray, kept_zeros: int) -> str |
     extra = int(np.count_nonzero(mask & zero))
     if extra != kept_zeros:
         return f"has {extra} zeros that the mask keeps, expected {kept_zeros}"
+    return None
+
+
+def group_problem(mask: np.ndarray, asked: KeptOf) -> str | None:
+    """What is wrong with a mask `[out, in]`, True = kept, whose groups are to keep equally many; None if nothing is."""
+    if mask.shape[1] % asked.size:
+        return f"has {mask.shape[1]} inputs, which are no whole groups of {asked.size}"
+    kept = mask.reshape(-1, asked.size).sum(axis=1)
+    least, most = int(kept.min()), int(kept.max())
+    if least != most or asked.kept not in (None, least):
+        found = str(least) if least == most else f"{least} to {most}"
+        return f"keeps {found} of {asked.size} in its groups, not {asked}"
     return None

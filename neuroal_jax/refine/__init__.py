@@ -12,9 +12,9 @@ NONE = "none"  # leaves pruned weights as they are
 class Refinement(Entry):
     """A refinement: of masks, or, with `updates_weights`, of the kept weights.
 
-    The module of one of masks has `refine(mask, weight, statistics, linear, settings) -> mask`, all `[out, in]`: as
-    many kept as before. In exact runs it grows no weight back that is zero anyway: the zeros that are written would be
-    one more.
+    The module of one of masks has `refine(mask, weight, statistics, linear, pattern, settings) -> mask`, all
+    `[out, in]`: as many kept as before, of every set of the pattern that competes. In exact runs it grows no weight
+    back that is zero anyway: the zeros that are written would be one more.
 
     The module of one that updates weights has `update(weight, start, mask, products, settings) -> Solution` (see
     `numerics/least_squares.py`), of all linears that read an input, one below the other: the dense weights and the

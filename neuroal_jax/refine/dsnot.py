@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from neuroal_jax.masks.patterns import Pattern
 from neuroal_jax.models.family import LinearSpec, Shapes
 from neuroal_jax.numerics.statistics import Statistics, norms, running_mean
 from neuroal_jax.pruners import wanda
@@ -54,6 +55,7 @@ def refine(
     weight: Float[Array, "out in"],
     statistics: Statistics,
     linear: LinearSpec,
+    pattern: Pattern,
     settings: Settings,
 ) -> Bool[Array, "out in"]:
     """A mask with (in `exact` runs) the same number of kept weights in every row. The MLP's masks stay as they are.
@@ -62,13 +64,15 @@ def refine(
     error is the sum of m over what is pruned. In each cycle the row grows back the pruned weight with the largest
     `m / v` (v the variance of x_j) if the error is positive, else the one with the smallest; and prunes the kept weight
     with the smallest Wanda score among those whose m has the error's opposite sign. Every candidate is used once; a row
-    that runs out of either kind stops.
+    that runs out of either kind stops. Where weights change places among neighbours only, the one that is pruned is of
+    the group of the one that grows; if that group has none, the next one grows.
 
     Args:
         mask: The base pruner's (True = kept).
         weight: The dense weight.
         statistics: Of its input; `squares`, `sums` and `variances`.
         linear: Which linear of the block it is.
+        pattern: Within how many neighbours weights change places.
         settings: Cycles: most swaps per row; threshold: a row whose error is at most this, in absolute value, is left
             alone. With `reference` the released code is repeated, which walks on in rows that are done and writes the
             opposite there, and takes candidates of the wrong sign where its two pointers cross.
@@ -81,7 +85,10 @@ def refine(
     # What is zero anyway is not grown back: it would add nothing, and another weight would go for it.
     growable = ~mask if settings.reference else ~mask & (weight != 0)
     growing = _growing(growable, contributions, running_mean(statistics["variances"]), settings.reference)
-    pruning = _pruning(mask, contributions, wanda.scores(weight, norms(statistics["squares"])))
+    scores = wanda.scores(weight, norms(statistics["squares"]))
+    if pattern.neighbours is not None:
+        return _among_neighbours(mask, growing, contributions, scores, pattern.neighbours, cycles, threshold)
+    pruning = _pruning(mask, contributions, scores)
     rows = jnp.arange(weight.shape[0])
 
     def cycle(state: _State) -> _State:
@@ -116,6 +123,69 @@ def refine(
     error = jnp.sum(jnp.where(mask, 0, contributions), axis=1)
     start = _State(jnp.int32(0), mask, error, jnp.ones(weight.shape[0], bool), none, none)
     return jax.lax.while_loop(goes_on, cycle, start).mask
+
+
+class _GroupState(NamedTuple):
+    """Rows in the middle of a refinement among neighbours.
+
+    Attributes:
+        mask: True = kept.
+        error: Of each row.
+        active: Whether a row goes on.
+        over: How many candidates to grow were taken from the back, as the error was positive; `under` from the front.
+        swaps: How many weights changed places.
+        free: Whether a weight was kept from the beginning, and still is.
+    """
+
+    mask: Bool[Array, "out in"]
+    error: Float[Array, "out"]
+    active: Bool[Array, "out"]
+    over: Int[Array, "out"]
+    under: Int[Array, "out"]
+    swaps: Int[Array, "out"]
+    free: Bool[Array, "out in"]
+
+
+def _among_neighbours(
+    mask: Bool[Array, "out in"],
+    growing: _Queue,
+    contributions: Float[Array, "out in"],
+    scores: Float[Array, "out in"],
+    size: int,
+    cycles: int,
+    threshold: float,
+) -> Bool[Array, "out in"]:
+    """`refine` where a weight changes places with one of its `size` neighbours."""
+    rows = jnp.arange(mask.shape[0])
+
+    def cycle(state: _GroupState) -> _GroupState:
+        positive = state.error > 0
+        active = state.active & (jnp.abs(state.error) > threshold) & (state.swaps < cycles)
+        active &= state.over + state.under < growing.length
+        place = jnp.where(positive, growing.length - 1 - state.over, state.under)
+        grown = jnp.take_along_axis(growing.columns, place[:, None], axis=1, mode="clip")[:, 0]
+        group = (grown // size * size)[:, None] + jnp.arange(size)
+        of_group, score, free = (
+            jnp.take_along_axis(array, group, axis=1) for array in (contributions, scores, state.free)
+        )
+        fitting = free & jnp.where(positive[:, None], of_group < 0, of_group > 0)
+        pruned = group[rows, jnp.argmin(jnp.where(fitting, score, jnp.inf), axis=1)]
+        swapped = active & jnp.any(fitting, axis=1)
+        change = contributions[rows, pruned] - contributions[rows, grown]
+        return _GroupState(
+            state.mask.at[rows, pruned].min(~swapped).at[rows, grown].max(swapped),
+            state.error + jnp.where(swapped, change, 0),
+            active,
+            state.over + (active & positive),
+            state.under + (active & ~positive),
+            state.swaps + swapped,
+            state.free.at[rows, pruned].min(~swapped),
+        )
+
+    none = jnp.zeros(mask.shape[0], jnp.int32)
+    error = jnp.sum(jnp.where(mask, 0, contributions), axis=1)
+    start = _GroupState(mask, error, jnp.ones(mask.shape[0], bool), none, none, none, mask)
+    return jax.lax.while_loop(lambda state: jnp.any(state.active), cycle, start).mask
 
 
 def _growing(

@@ -32,7 +32,8 @@ _HASH_LENGTH = 12  # characters of a hash that are shown; the whole shows on hov
 def run_title(manifest: Manifest) -> str:
     """What was pruned, how far, and with what."""
     options = manifest["options"]
-    parts = [options.get("pruner", ""), Path(options.get("allocation", "")).name, options.get("refine", "none")]
+    names = ("pruner", "pattern", "allocation", "refine")
+    parts = [Path(options.get(name, "none")).name for name in names]
     method = " + ".join(part for part in parts if part not in ("", "none"))
     return f"{options.get('model')} pruned to {manifest['sparsity']['requested']:.6g} sparsity with {method}"
 
@@ -59,6 +60,7 @@ def key_facts(manifest: Manifest) -> Facts:
     """What the run did, on what, and with which data."""
     options, memory = manifest["options"], manifest["memory_bytes"]
     texts = {name: str(options[option]) for name, option in _OPTIONS.items() if option in options}
+    texts |= _pattern(manifest)
     texts |= _search(manifest)
     texts["calibration"] = _windows(manifest["data"]["calib"])
     texts["evaluation"] = "; ".join(map(_windows, manifest["token_ppl"]["texts"].values())) or "none"
@@ -89,6 +91,16 @@ def _option(manifest: Manifest, name: str) -> str:
     value, asked = manifest["options"][name], manifest["asked"]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return f"{text} (asked: {asked[name]})" if name in asked else text
+
+
+def _pattern(manifest: Manifest) -> dict[str, str]:
+    """How many of every few neighbours stay; earlier versions had no such groups."""
+    pattern = manifest.get("pattern")
+    if pattern is None:
+        return {}
+    least, most = min(pattern["kept"]), max(pattern["kept"])
+    kept = f"{least}" if least == most else f"{least} to {most}, by block,"
+    return {"pattern": f"{kept} of every {pattern['size']} neighbouring inputs stay"}
 
 
 def _search(manifest: Manifest) -> dict[str, str]:

@@ -97,6 +97,11 @@ def print_result(manifest: Mapping[str, Any], out: Path, saved: str | None) -> N
     if sparsity["source_zeros"] or sparsity["pruned"] != sparsity["zeros"]:
         message = "of these zeros, %d were in the model before; the masks prune %d"
         log.info(message, sparsity["source_zeros"], sparsity["pruned"])
+    if (pattern := manifest["pattern"]) is not None:
+        kept = " ".join(map(str, pattern["kept"])) if len(set(pattern["kept"])) > 1 else pattern["kept"][0]
+        log.info("of every %d neighbours in a row stay, in block after block: %s", pattern["size"], kept)
+        if not math.isclose(sparsity["requested"], sparsity["pruned"] / sparsity["prunable"], abs_tol=1e-6):
+            log.info("whole numbers of %d come no closer to the sparsity that was requested", pattern["size"])
     places = str(out) if saved is None else f"{out}, pruned model in {saved}"
     log.info("written to %s. Zeros in dense tensors alone make nothing smaller or faster.", places)
 

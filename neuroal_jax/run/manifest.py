@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from neuroal_jax.allocation.problem import Decision
 from neuroal_jax.checkpoint.opened import Checkpoint
 from neuroal_jax.data.windows import Windows
 from neuroal_jax.machine.programs import Trace
-from neuroal_jax.masks.budget import EXACT
 from neuroal_jax.report.recorded import FORMAT
 from neuroal_jax.run.compute import PrunedModel
 from neuroal_jax.run.plan import Plan
@@ -102,6 +102,16 @@ def describe_hashes(
     return {**weights, "config": checkpoint.config_file.sha256, **tokens}
 
 
+def describe_pattern(settled: SettledRun, pruned: PrunedModel) -> dict[str, Any] | None:
+    """How many weights of every few neighbours stay, by block; None where these are no sets of competitors."""
+    asked = settled.config.kept_of
+    if asked is None:
+        return None
+    weights = settled.budget.prunable // settled.budget.num_blocks
+    kept = (sum(int(np.bitwise_count(bits).sum()) for bits in block.packed.values()) for block in pruned.blocks)
+    return {"size": asked.size, "kept": [number * asked.size // weights for number in kept]}
+
+
 def describe_run(
     settled: SettledRun,
     plan: Plan,
@@ -114,9 +124,9 @@ def describe_run(
     """The content of manifest.json."""
     budget = settled.budget
     zeros = sum(sum(block.values()) for block in pruned.zeros)
-    if budget.kind == EXACT and zeros != budget.total:
-        raise AssertionError(f"{zeros} zeros of {budget.prunable} weights, expected {budget.total}")
     kept_zeros = sum(sum(block.kept_zeros.values()) for block in pruned.blocks)
+    if not budget.is_met(zeros, kept_zeros):
+        raise AssertionError(f"{zeros} zeros ({kept_zeros} kept) of {budget.prunable}, expected {budget.total}")
     data = {"calib": calibration, "eval": next(iter(evaluations.values()), None)}
     options = settled.config.plain()
     return {
@@ -133,6 +143,7 @@ def describe_run(
             "source_zeros": budget.source_zeros,
             "prunable": budget.prunable,
         },
+        "pattern": describe_pattern(settled, pruned),
         "linears": {linear: list(shape) for linear, shape in budget.shapes.items()},
         "zeros_per_linear": pruned.zeros,
         "token_ppl": describe_perplexities(pruned.token_ppl, evaluations, calibration.ids.shape[1]),

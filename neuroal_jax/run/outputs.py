@@ -161,6 +161,8 @@ def pack_masks(settled: SettledRun, pruned: PrunedModel, source: str) -> PackedM
         "sparsity": repr(settled.budget.sparsity),
         "neuroal_jax": __version__,
     }
+    if config.kept_of is not None:
+        run["pattern"] = config.pattern
     return PackedMasks(packed, widths, kept_zeros, source, run)
 
 

@@ -18,8 +18,7 @@ from neuroal_jax.errors import UserError
 from neuroal_jax.machine.devices import Devices, devices
 from neuroal_jax.machine.slurm import neighbours
 from neuroal_jax.masks.budget import Budget
-from neuroal_jax.masks.patterns import PATTERNS
-from neuroal_jax.pruners import PRUNERS
+from neuroal_jax.masks.patterns import KeptOf
 from neuroal_jax.search.shared import Helpers
 from neuroal_jax.walk.method import Method, make_method
 
@@ -65,9 +64,9 @@ def settle(asked: PruneConfig) -> SettledRun:
         UserError: If the model or an allocation file cannot be used.
     """
     config, checkpoint = asked, open_checkpoint(asked.model)
-    pruner = PRUNERS[config.pruner]
-    by_row = PATTERNS[pruner.pattern].by_row
-    given, sparsity = _given(config, checkpoint, by_row)
+    if config.kept_of is not None:
+        _check_widths(config.kept_of, checkpoint)
+    given, sparsity = _given(config, checkpoint)
     stage_sizes: list[int] = []
     if given is None:
         code = ALLOCATIONS.module(config.allocation)
@@ -75,7 +74,12 @@ def settle(asked: PruneConfig) -> SettledRun:
         if changes:
             config = replace(config, **changes)
             settled = ", ".join(f"{flag(name)} {'none' if value == () else value}" for name, value in changes.items())
-            log.info("%s chooses over all rows of a linear: the search goes on with %s", config.pruner, settled)
+            why = (
+                f"{config.pruner} chooses over all rows of a linear"
+                if config.kept_of is None
+                else (f"--pattern {config.pattern} keeps as many in every row")
+            )
+            log.info("%s: the search goes on with %s", why, settled)
         if ALLOCATIONS[config.allocation].hurts_updates and config.refine_updates and not config.search_refine:
             message = (
                 "--allocation %s was decided without --refine %s and hurts it: --allocation uniform is better here"
@@ -101,7 +105,18 @@ def own_devices(config: PruneConfig) -> Devices:
     return devices(wanted, *(neighbours(os.environ) if config.distributed == AUTO else (0, 1)))
 
 
-def _given(config: PruneConfig, checkpoint: Checkpoint, by_row: bool) -> tuple[Allocation | None, float]:
+def _check_widths(asked: KeptOf, checkpoint: Checkpoint) -> None:
+    """Raises UserError for a linear whose inputs are no whole number of groups."""
+    for name, (_, linear) in checkpoint.prunable().items():
+        width = checkpoint.linear_shapes()[linear][1]
+        if width % asked.size:
+            raise UserError(
+                f"--pattern {asked}: {name} has {width} inputs, which is no multiple of {asked.size}: use another "
+                "pattern, or none"
+            )
+
+
+def _given(config: PruneConfig, checkpoint: Checkpoint) -> tuple[Allocation | None, float]:
     """The allocation of a file, if one was named, and the share of weights to remove."""
     given, requested = None, None
     if config.allocation not in ALLOCATIONS:
@@ -109,10 +124,13 @@ def _given(config: PruneConfig, checkpoint: Checkpoint, by_row: bool) -> tuple[A
         path, names = Path(config.allocation), checkpoint.prunable()
         given, requested = load_allocation(path, names, shapes, checkpoint.num_blocks)
         requested = requested or mean_sparsity(given, shapes)
-        if not by_row and any(isinstance(s, np.ndarray) for block in given.blocks for s in block.values()):
+        if not config.by_row and any(isinstance(s, np.ndarray) for block in given.blocks for s in block.values()):
+            why, other = f"--pattern {config.pattern} keeps as many in every row", "pattern"
+            if config.kept_of is None:
+                why, other = f"--pruner {config.pruner} chooses over all rows of a linear", "pruner"
             raise UserError(
-                f"--allocation {config.allocation} lists rows, but --pruner {config.pruner} chooses over all rows of a "
-                "linear: use an allocation of NeuroAL's block step, or another pruner"
+                f"--allocation {config.allocation} lists rows, but {why}: use an allocation of NeuroAL's block step, "
+                f"or another {other}"
             )
     sparsity = config.sparsity or requested
     if sparsity is None or not 0 < sparsity < 1:

@@ -69,8 +69,12 @@ def settle(options: Mapping[str, Any], by_row: bool) -> dict[str, Any]:
     if by_row or options["step"] == "block":
         return {}
     if options["step"] == "row":
+        groups = options["pattern"] != "none"
         raise IllegalCombination(
-            f"--step row does not go with --pruner {options['pruner']}, which chooses over all rows of a linear: "
+            f"--step row does not go with --pattern {options['pattern']}, which keeps as many in every row: use --step "
+            "block"
+            if groups
+            else f"--step row does not go with --pruner {options['pruner']}, which chooses over all rows of a linear: "
             "use --step block or another pruner"
         )
     return {"step": "block"}

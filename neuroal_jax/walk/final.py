@@ -146,7 +146,7 @@ def _result(
         dense = np.asarray(weight)
         updated[name] = _as_stored(blocks, blocks.checkpoint.linear_name(block, name), dense)
         kept = np.unpackbits(packed[name], axis=1, count=dense.shape[1]).astype(bool)
-        if not method.settings.reference:
+        if not method.settings.reference and method.pattern.steps is None:  # a group may keep zeros of the checkpoint
             _keep_nonzero(updated[name], kept, dense)
         kept_zeros[name] = int(np.count_nonzero(kept & is_zero(updated[name])))
     return BlockResult(packed, kept_zeros, updated, damping)

@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from neuroal_jax.masks.patterns import Pattern, make_pattern
+from neuroal_jax.masks.patterns import N_OF_M, Pattern, make_pattern, read_pattern
+from neuroal_jax.masks.patterns import NONE as ANY
 from neuroal_jax.models.family import LinearSpec, Shapes
 from neuroal_jax.numerics.least_squares import Products, Solution
 from neuroal_jax.numerics.selection import Quota
@@ -122,7 +123,7 @@ class Method:
     ) -> Bool[Array, "out in"]:
         """The mask that the refinement makes of a mask, of `of_masks`; `weight` is the dense one."""
         code = REFINEMENTS.module(self.refinement)
-        refined: Array = code.refine(mask, weight, statistics, linear, self.refinement_settings)
+        refined: Array = code.refine(mask, weight, statistics, linear, self.pattern, self.refinement_settings)
         return refined
 
     def memory(self, linears: Sequence[LinearSpec], shapes: Shapes, widths: Mapping[str, int]) -> tuple[int, int]:
@@ -193,7 +194,11 @@ def make_method(pruner: str, refinement: str = NONE, options: Mapping[str, Any] 
     # Scores are the same under both budgets, and so are the programs, unless sequences count otherwise in the search.
     differs = hasattr(code, "prune") or hasattr(code, "reference_weights")
     settings = PRUNERS.settings(pruner, options, reference=reference and differs)
-    pattern = make_pattern(entry.pattern, settings[entry.pattern_size] if entry.pattern_size else None)
+    asked = read_pattern((options or {}).get("pattern", ANY))
+    if asked is None:
+        pattern = make_pattern(entry.pattern, settings[entry.pattern_size] if entry.pattern_size else None)
+    else:
+        pattern = make_pattern(N_OF_M, asked.size)
     if refinement == NONE:
         return Method(pruner, settings, pattern)
     return Method(pruner, settings, pattern, refinement, REFINEMENTS.settings(refinement, options, reference=reference))

@@ -201,6 +201,7 @@ METHODS = [
     {"allocation": "dlp", "dlp_lambda": 0.2},
     {
         "allocation": "shape",
+        "pattern": "auto:8",
         "shape_ramps": (0.3,),
         "shape_depth": 2,
         "shape_width": 0.1,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from neuroal_jax import PruneConfig, UserError, load_model, prune
+from neuroal_jax import PruneConfig, UserError, load_masks, load_model, prune
 from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.command.config import ALLOCATIONS, PRUNERS, REFINEMENTS
 from neuroal_jax.masks.file import check_pruned
@@ -308,6 +308,21 @@ def test_every_family_prunes_saves_and_verifies(make_llama, tokens, tmp_path, fa
     from transformers import AutoModelForCausalLM
 
     apply_masks(AutoModelForCausalLM.from_pretrained(model), masks)
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow if name in LLAMA_LIKE else ()) for name in ONE_OF_EACH]
+)
+def test_every_family_keeps_two_of_every_four(make_llama, tokens, tmp_path, family):
+    model = make_llama(family=family, **ONE_OF_EACH[family])
+    for pruner in ("wanda", "sparsegpt"):
+        out = str(tmp_path / pruner)
+        result = prune(
+            PruneConfig(model=str(model), calib=str(tokens), eval="none", out=out, pruner=pruner, pattern="2:4")
+        )
+        for name, mask in load_masks(tmp_path / pruner / "masks.safetensors").items():
+            assert (mask.reshape(-1, 4).sum(axis=1) == 2).all(), name
+        assert result.manifest["sparsity"]["achieved"] == 0.5
 
 
 # Every pruner, allocation and refinement, each with several of the others; all combinations for Llama.

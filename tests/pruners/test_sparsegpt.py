@@ -9,15 +9,18 @@ from neuroal_jax.numerics.cholesky import DAMPING, factorise
 from neuroal_jax.numerics.selection import TIES_ALL, Quota
 from neuroal_jax.numerics.statistics import STATISTICS, measure
 from neuroal_jax.pruners import PRUNERS, sparsegpt
-from neuroal_jax.registry import NO_SETTINGS
 
 
 def hessian(inputs):
     return measure(inputs, ["hessian"])["hessian"]
 
 
+def settings_of(group):
+    return PRUNERS.settings("sparsegpt", {"sparsegpt_group": group})
+
+
 def prune(weight, factor, quota, group):
-    return sparsegpt.prune(weight, factor, quota, make_pattern("columns", group), NO_SETTINGS)
+    return sparsegpt.prune(weight, factor, quota, make_pattern("columns", group), settings_of(group))
 
 
 def oracle_hessian(inputs):
@@ -87,6 +90,27 @@ def test_equals_numpy(out, width, group):
     np.testing.assert_allclose(found, expected, atol=2e-4)
     assert (np.asarray(found)[~kept] == 0).all()
     assert int((~kept).sum()) == counts.sum()
+
+
+def of_each_row(number):
+    def choose(saliency, group):
+        return np.argsort(np.argsort(saliency, axis=1, kind="stable"), axis=1) < number
+
+    return choose
+
+
+@pytest.mark.parametrize(
+    ("out", "width", "size", "number"), [(8, 24, 4, 2), (5, 48, 8, 4), (3, 20, 4, 3), (2, 6, 2, 1)]
+)
+@pytest.mark.parametrize("group", [1, 9, 16, 128])  # how far errors reach at once changes nothing
+def test_n_of_m_equals_numpy(out, width, size, number, group):
+    weight, inputs = problem(out, width)
+    pattern, quota = make_pattern("n_of_m", size), Quota(np.array([number], np.int32))
+    found, mask = sparsegpt.prune(weight, factorise(hessian(inputs)), quota, pattern, settings_of(group))
+    expected, kept = oracle(weight, oracle_hessian(inputs), size, of_each_row(number))
+    np.testing.assert_array_equal(mask, kept)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert set(kept.reshape(-1, size).sum(axis=1)) == {size - number}
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.7])

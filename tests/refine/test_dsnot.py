@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from neuroal_jax.masks.patterns import make_pattern
 from neuroal_jax.models.llama import FAMILY
 from neuroal_jax.numerics.statistics import measure
 from neuroal_jax.refine import REFINEMENTS
@@ -34,6 +35,24 @@ def exact_row(mask, m, gain, score, cycles, threshold):
         prunable.remove(pruned)
         mask[grown], mask[pruned] = True, False
         error += m[pruned] - m[grown]
+    return mask
+
+
+def group_row(mask, m, gain, score, size, cycles, threshold):
+    """The same, where a weight changes places with one of its own group, or else the next one comes back."""
+    mask, error, swaps = mask.copy(), m[~mask].sum(), 0
+    growable, prunable = set(np.flatnonzero(~mask)), set(np.flatnonzero(mask))
+    while growable and swaps < cycles and abs(error) > threshold:
+        sign = 1 if error > 0 else -1
+        grown = max(growable, key=lambda j: sign * gain[j])
+        growable.remove(grown)
+        candidates = [j for j in prunable if j // size == grown // size and sign * m[j] < 0]
+        if candidates:
+            pruned = min(candidates, key=lambda j: score[j])
+            prunable.remove(pruned)
+            mask[grown], mask[pruned] = True, False
+            error += m[pruned] - m[grown]
+            swaps += 1
     return mask
 
 
@@ -77,11 +96,12 @@ def problem(out, width, seed=0, sparsity=0.5):
     return weight, inputs, rank >= int(width * sparsity)
 
 
-def refined(mask, weight, inputs, linear="self_attn.q_proj", reference=False, **options):
+def refined(mask, weight, inputs, linear="self_attn.q_proj", reference=False, size=None, **options):
     statistics = measure(inputs, REFINEMENTS["dsnot"].needs)
     own = {f"dsnot_{name}": value for name, value in options.items()}
     settings = REFINEMENTS.settings("dsnot", own, reference=reference)
-    return np.asarray(refine(mask, weight, statistics, LINEARS[linear], settings))
+    pattern = make_pattern("rows") if size is None else make_pattern("n_of_m", size)
+    return np.asarray(refine(mask, weight, statistics, LINEARS[linear], pattern, settings))
 
 
 @pytest.mark.parametrize("cycles", [1, 4, 50])
@@ -95,6 +115,21 @@ def test_exact_equals_numpy(cycles, width, seed):
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(found.sum(axis=1), mask.sum(axis=1))
     assert width == 2 or (found != mask).any()
+
+
+@pytest.mark.parametrize("cycles", [1, 4, 50])
+@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_within_groups_equals_numpy(cycles, size, seed):
+    weight, inputs, _ = problem(16, 40, seed)
+    m, gain, score = measures(weight, inputs)
+    rank = np.argsort(np.argsort(score.reshape(16, -1, size), axis=2), axis=2)
+    mask = (rank >= size // 2).reshape(16, 40)
+    found = refined(mask, weight, inputs, cycles=cycles, size=size)
+    expected = [group_row(*row, size, cycles, 0.1) for row in zip(mask, m, gain, score, strict=True)]
+    np.testing.assert_array_equal(found, expected)
+    assert (found.reshape(16, -1, size).sum(axis=2) == size - size // 2).all()
+    assert (found != mask).any()
 
 
 @pytest.mark.parametrize("seed", range(3))

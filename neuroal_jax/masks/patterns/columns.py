@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks.patterns import Shape
@@ -17,6 +17,18 @@ class ColumnGroups:
     """All rows of `size` neighbouring columns compete; the last group may be narrower. One number a group."""
 
     size: int
+
+    @property
+    def steps(self) -> None:
+        """Any number of weights may go."""
+
+    @property
+    def neighbours(self) -> None:
+        """A weight changes places within its row."""
+
+    def together(self, width: int) -> int:
+        """So many columns are decided at a time."""
+        return min(self.size, width)
 
     def sizes(self, shape: Shape) -> np.ndarray:
         """Number of weights in each group."""
@@ -57,6 +69,13 @@ class ColumnGroups:
         groups = padded.reshape(out, -1, self.size).transpose(1, 0, 2)
         chosen = select_smallest(groups.reshape(len(groups), -1), quota)
         return chosen.reshape(-1, out, self.size).transpose(1, 0, 2).reshape(out, -1)[:, :width]
+
+    def select_columns(
+        self, scores: Float[Array, "out size"], quota: Quota, number: Int[Array, ""] | int
+    ) -> Bool[Array, "out size"]:
+        """Marks the lowest scores of group `number`."""
+        of_group = Quota(jnp.asarray(quota.pruned)[number][None], quota.ties)
+        return select_smallest(scores.reshape(1, -1), of_group).reshape(scores.shape)
 
 
 def make(size: int | None) -> ColumnGroups:

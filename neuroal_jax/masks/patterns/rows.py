@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from neuroal_jax.masks.patterns import Shape
 from neuroal_jax.numerics.rounding import largest_remainder
@@ -13,6 +13,18 @@ from neuroal_jax.numerics.selection import TIES_HIGH, Quota, select_smallest, ze
 @dataclass(frozen=True)
 class Rows:
     """Every row competes alone: one number a row."""
+
+    @property
+    def steps(self) -> None:
+        """Any number of weights may go."""
+
+    @property
+    def neighbours(self) -> None:
+        """A weight changes places within its row."""
+
+    def together(self, width: int) -> int:
+        """A row is decided whole."""
+        return width
 
     def split(self, sparsity: float | np.ndarray, shape: Shape, total: int, least: np.ndarray | None = None) -> Quota:
         """In proportion to the rows' sparsities; equal numbers where they are one, the first rows take what is left."""
@@ -45,6 +57,13 @@ class Rows:
     def select(self, scores: Float[Array, "out in"], quota: Quota) -> Bool[Array, "out in"]:
         """Marks the lowest scores of each row."""
         return select_smallest(zeros_first(scores, quota), quota)
+
+    def select_columns(
+        self, scores: Float[Array, "out in"], quota: Quota, number: Int[Array, ""] | int
+    ) -> Bool[Array, "out in"]:
+        """Marks the lowest scores of each row."""
+        del number
+        return select_smallest(scores, quota)
 
 
 def make(size: int | None) -> Rows:
