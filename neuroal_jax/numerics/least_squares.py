@@ -9,28 +9,67 @@ from jaxtyping import Array, Bool, Float, Int
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
+class OfInputs(NamedTuple):
+    """Sums of two inputs' products over tokens: X as it is now, X_d as it is in the dense block.
+
+    Attributes:
+        cross: `X^T X_d`.
+        dense: `X_d^T X_d`.
+    """
+
+    cross: Float[Array, "in in"]
+    dense: Float[Array, "in in"]
+
+
+class OfOutputs(NamedTuple):
+    """What least squares take of X_d, by way of the dense block's outputs: less to add up where these are fewer.
+
+    Attributes:
+        aim: `W X_d^T X`.
+        target: `||X_d w_i||^2`.
+    """
+
+    aim: Float[Array, "out in"]
+    target: Float[Array, "out"]
+
+
 class Products(NamedTuple):
-    """Sums of an input's products over tokens: X the input as it is now, X_d as it is in the dense block.
+    """Sums over tokens that least squares take: of the input X as it is now, and of X_d, as it is in the dense block.
 
     Attributes:
         gram: `X^T X`.
-        cross: `X^T X_d`; None where both inputs are one.
-        dense: `X_d^T X_d`; None likewise.
+        dense: Of X_d; None where both inputs are one.
     """
 
     gram: Float[Array, "in in"]
-    cross: Float[Array, "in in"] | None
-    dense: Float[Array, "in in"] | None
+    dense: OfInputs | OfOutputs | None
 
 
-def no_products(width: int, *, same: bool) -> Products:
-    """The products of no tokens; `same`: whether X and X_d are one."""
-    zeros = (jnp.zeros((width, width), jnp.float32) for _ in range(3))
-    return Products(next(zeros), None, None) if same else Products(*zeros)
+def no_products(width: int, outputs: int, *, same: bool) -> Products:
+    """The products of no tokens.
+
+    Args:
+        width: Of the input.
+        outputs: Of all linears that read it.
+        same: Whether X and X_d are one.
+    """
+
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros(shape, jnp.float32)
+
+    if same:
+        return Products(zeros(width, width), None)
+    if outputs < width:
+        return Products(zeros(width, width), OfOutputs(zeros(outputs, width), zeros(outputs)))
+    return Products(zeros(width, width), OfInputs(zeros(width, width), zeros(width, width)))
 
 
 def add_products(
-    before: Products, x: Float[Array, "sequence token in"], dense: Float[Array, "sequence token in"], counted: Array
+    before: Products,
+    x: Float[Array, "sequence token in"],
+    dense: Float[Array, "sequence token in"],
+    weight: Float[Array, "out in"],
+    counted: Array,
 ) -> Products:
     """Takes in a batch of sequences.
 
@@ -38,6 +77,7 @@ def add_products(
         before: The products so far.
         x: The input as it is now.
         dense: The input in the dense block.
+        weight: W, the dense weights of all linears that read it.
         counted: `[sequence]`, whether each counts.
     """
 
@@ -45,15 +85,28 @@ def add_products(
         kept = jnp.where(counted[:, None, None], of_batch.astype(jnp.float32), 0)
         return kept.reshape(-1, kept.shape[-1])
 
-    def product(a: Array, b: Array) -> Float[Array, "in in"]:
+    def product(a: Array, b: Array) -> Array:
         return jnp.matmul(a.T, b, precision=_HIGHEST)
 
-    now = tokens(x)
+    now, so_far = tokens(x), before.dense
     gram = before.gram + product(now, now)
-    if before.cross is None or before.dense is None:
-        return Products(gram, None, None)
+    if so_far is None:
+        return Products(gram, None)
     then = tokens(dense)
-    return Products(gram, before.cross + product(now, then), before.dense + product(then, then))
+    if isinstance(so_far, OfInputs):
+        return Products(gram, OfInputs(so_far.cross + product(now, then), so_far.dense + product(then, then)))
+    outputs = jnp.matmul(then, weight.astype(jnp.float32).T, precision=_HIGHEST)
+    target = so_far.target + jnp.sum(jnp.square(outputs), axis=0)
+    return Products(gram, OfOutputs(so_far.aim + product(outputs, now), target))
+
+
+def _of_outputs(weight: Float[Array, "out in"], products: Products) -> OfOutputs:
+    if isinstance(products.dense, OfOutputs):
+        return products.dense
+    gram = products.gram
+    cross, dense = (gram, gram) if products.dense is None else products.dense
+    target = jnp.sum(weight * jnp.matmul(weight, dense, precision=_HIGHEST), axis=1)
+    return OfOutputs(jnp.matmul(weight, cross.T, precision=_HIGHEST), target)
 
 
 class Solution(NamedTuple):
@@ -112,19 +165,14 @@ def solve(
             preconditioner gives, over all rows.
     """
     gram = products.gram
-    cross = gram if products.cross is None else products.cross
-    dense = gram if products.dense is None else products.dense
     weight = weight.astype(jnp.float32)
     diagonal = jnp.diagonal(gram)
     strength = damping * jnp.mean(diagonal)
     scale = diagonal + strength
     inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
 
-    def times(v: Float[Array, "out in"], matrix: Float[Array, "in in"]) -> Float[Array, "out in"]:
-        return jnp.matmul(v, matrix, precision=_HIGHEST)
-
     def of_equations(v: Float[Array, "out in"]) -> Float[Array, "out in"]:
-        return jnp.where(mask, times(v, gram) + strength * v, 0)
+        return jnp.where(mask, jnp.matmul(v, gram, precision=_HIGHEST) + strength * v, 0)
 
     def inner(a: Float[Array, "out in"], b: Float[Array, "out in"]) -> Float[Array, "out"]:
         return jnp.sum(a * b, axis=1)
@@ -132,9 +180,9 @@ def solve(
     def ratio(a: Float[Array, "out"], b: Float[Array, "out"]) -> Float[Array, "out"]:
         return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)  # 0/0 where a row is solved
 
-    aim = jnp.where(mask, times(weight, cross.T), 0)
+    aim, target = _of_outputs(weight, products)
+    aim = jnp.where(mask, aim, 0)
     right = aim + jnp.where(mask, strength * weight, 0)
-    target = inner(weight, times(weight, dense))
 
     def errors(v: Float[Array, "out in"], residual: Float[Array, "out in"]) -> Float[Array, "out"]:
         of_v = right - residual - strength * v  # v X^T X, of what is kept

@@ -16,7 +16,7 @@ _TOLERANCE = 1e-3  # of what the equations lack: less is not seen in a model's o
 
 
 def memory(linears: Sequence[LinearSpec], shapes: Shapes) -> int:
-    """Bytes while the linears of one input are refitted: three products, and ten times their weights; the most of all.
+    """Bytes while the linears of one input are refitted: products, and ten times their weights; the most of all.
 
     Args:
         linears: Of a block.
@@ -26,7 +26,8 @@ def memory(linears: Sequence[LinearSpec], shapes: Shapes) -> int:
     for linear in linears:
         weights[linear.reads] += math.prod(shapes[linear.name])
     widths = {linear.reads: shapes[linear.name][1] for linear in linears}
-    return 4 * max(3 * width**2 + 10 * weights[name] for name, width in widths.items())
+    products = {name: width**2 + min(2 * width**2, weights[name]) for name, width in widths.items()}
+    return 4 * max(products[name] + 10 * weights[name] for name in widths)
 
 
 def update(

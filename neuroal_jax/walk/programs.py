@@ -206,7 +206,8 @@ def add_products(
     The pruned block reads `hidden`, the dense one `aim`. XLA drops what comes after that input in both.
     """
     now, then = _forward(spec, pruned, hidden)[1][name], _forward(spec, dense, aim)[1][name]
-    return least_squares.add_products(before, now, then, first + jnp.arange(hidden.shape[0]) < total)
+    weight = jnp.concatenate([dense.linears[linear.name] for linear in spec.linears if linear.reads == name])
+    return least_squares.add_products(before, now, then, weight, first + jnp.arange(hidden.shape[0]) < total)
 
 
 class Updated(NamedTuple):

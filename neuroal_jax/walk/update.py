@@ -74,7 +74,8 @@ def _products(
     """The products of an input, which is one if both blocks read the same and no linear comes before it."""
     same = aims is hidden and name == next(iter(by_input(blocks.spec.linears)))
     with blocks.here():
-        products = no_products(blocks.checkpoint.input_widths()[name], same=same)
+        outputs = sum(len(dense.linears[linear]) for linear in by_input(blocks.spec.linears)[name])
+        products = no_products(blocks.checkpoint.input_widths()[name], outputs, same=same)
     for number, (h, aim) in enumerate(zip(hidden, aims, strict=True)):
         first = number * blocks.batch
         products = programs.add_products(blocks.spec, name, dense, pruned, h, aim, products, first, sequences)

@@ -17,16 +17,19 @@ def problem(out=7, width=12, tokens=40, seed=0, density=0.5):
     return weight, rng.random((out, width)) < density, now, dense
 
 
-def products_of(now, dense=None):
+def products_of(weight, now, dense=None):
     same = dense is None
     everyone = np.ones(len(now), bool)
-    return add_products(no_products(now.shape[-1], same=same), now, now if same else dense, everyone)
+    start = no_products(now.shape[-1], len(weight), same=same)
+    return add_products(start, now, now if same else dense, weight, everyone)
 
 
 def solved(weight, mask, now, dense=None, start=None, damping=0.1, iterations=60, tolerance=0.0):
     options = {"damping": damping, "iterations": iterations, "tolerance": tolerance}
     start = np.where(mask, weight, 0) if start is None else start
-    found = jax.jit(lambda *arguments: solve(*arguments, **options))(weight, start, mask, products_of(now, dense))
+    found = jax.jit(lambda *arguments: solve(*arguments, **options))(
+        weight, start, mask, products_of(weight, now, dense)
+    )
     return jax.tree.map(np.asarray, found)
 
 
@@ -48,16 +51,18 @@ def outputs(x, weight):
 @pytest.mark.parametrize("damping", [0.01, 0.1, 2.0])
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("both", [True, False], ids=["two inputs", "one input"])
-def test_every_row_solves_its_normal_equations(damping, seed, both):
-    weight, mask, now, dense = problem(seed=seed)
+@pytest.mark.parametrize("out", [7, 12, 20])
+def test_every_row_solves_its_normal_equations(damping, seed, both, out):
+    weight, mask, now, dense = problem(out, seed=seed)
     dense = dense if both else None
     found = solved(weight, mask, now, dense, damping=damping)
     np.testing.assert_allclose(found.weight, oracle(weight, mask, now, dense, damping), atol=2e-4)
     assert not found.weight[~mask].any()
 
 
-def test_the_errors_are_those_of_the_outputs():
-    weight, mask, now, dense = problem()
+@pytest.mark.parametrize("out", [7, 20])
+def test_the_errors_are_those_of_the_outputs(out):
+    weight, mask, now, dense = problem(out)
     found = solved(weight, mask, now, dense, iterations=3)
     expected = outputs(dense, weight)
     for errors, of in ((found.before, np.where(mask, weight, 0)), (found.after, found.weight)):
@@ -141,14 +146,17 @@ def test_it_ends_where_enough_is_solved():
     np.testing.assert_allclose(many.weight, oracle(weight, mask, now, dense), atol=5e-3)
 
 
-def test_products_of_batches_are_those_of_all_and_what_fills_up_does_not_count():
-    _, _, now, dense = problem()
-    whole = products_of(now[:3], dense[:3])
-    state = no_products(now.shape[-1], same=False)
+@pytest.mark.parametrize("out", [7, 20], ids=["by way of outputs", "by way of inputs"])
+def test_products_of_batches_are_those_of_all_and_what_fills_up_does_not_count(out):
+    weight, _, now, dense = problem(out)
+    whole = products_of(weight, now[:3], dense[:3])
+    state = no_products(now.shape[-1], out, same=False)
     for first in (0, 2):
-        state = add_products(state, now[first : first + 2], dense[first : first + 2], first + np.arange(2) < 3)
-    for found, expected in zip(state, whole, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+        batch = slice(first, first + 2)
+        state = add_products(state, now[batch], dense[batch], weight, first + np.arange(2) < 3)
     x, then = (array[:3].reshape(-1, array.shape[-1]).astype(np.float64) for array in (now, dense))
-    for found, expected in zip(whole, (x.T @ x, x.T @ then, then.T @ then), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    of_outputs = (weight @ then.T @ x, np.square(then @ weight.T).sum(axis=0))
+    expected = (x.T @ x, *((x.T @ then, then.T @ then) if out > 12 else of_outputs))
+    for found in (state, whole):
+        for sums, truth in zip((found.gram, *found.dense), expected, strict=True):
+            np.testing.assert_allclose(sums, truth, rtol=1e-5, atol=2e-4)
