@@ -119,9 +119,6 @@ def test_tokens_are_those_of_transformers_for_every_family(make_llama, tmp_path,
     directory = make_llama(**{"family": name, **FAMILIES[name]})
     mask = make_masks_of(directory, tmp_path / "masks.safetensors")
     found = variants.on_cpu(directory, "it", variants.Pruned("it", masks=mask))
-    assert all(
-        isinstance(module, nn.Linear) for module in sparse_linear.block_linears(found.models["control"]).values()
-    )
     ids = torch.tensor([prompts.make_prompt(directory, "it", 9, text=None, file=None, tokens=8).ids])
     for state in ("dense_fp32", "control"):
         model = found.models[state]
@@ -263,7 +260,7 @@ def test_logits_that_are_no_numbers_are_refused(llama, masks, monkeypatch):
         return made
 
     monkeypatch.setattr(variants, "with_csr", broken)
-    with pytest.raises(UserError, match="csr of .* gives logits that are NaN or infinite"):
+    with pytest.raises(UserError, match=r"csr of .* gives logits that are NaN or infinite"):
         measure(str(llama), masks=masks, **QUICK)
 
 
@@ -358,7 +355,7 @@ BAD = {
     "no tokenizer": (["--masks", "MASKS"], "pass --prompt-tokens N"),
     "a long prompt": (["--masks", "MASKS", "--prompt-tokens", "33"], "more than the context of"),
     "many new tokens": (["--masks", "MASKS", "--prompt-tokens", "4", "--new-tokens", "61"], "which is 64"),
-    "one new token": (["--masks", "MASKS", "--new-tokens", "1"], "--new-tokens is 1, expected a whole number of at least 2"),
+    "one new token": (["--masks", "MASKS", "--new-tokens", "1"], "--new-tokens is 1, expected a whole number of"),
     "no new tokens": (["--masks", "MASKS", "--new-tokens", "0"], "--new-tokens is 0"),
     "no threads": (["--masks", "MASKS", "--threads", "0"], "--threads is 0"),
     "no repeats": (["--masks", "MASKS", "--repeats", "x"], "--repeats is 'x'"),
@@ -451,7 +448,7 @@ def test_what_is_no_2_of_4_is_named(shape, kept, problem):
         linear.weight.copy_(torch.tensor(kept * (shape[1] // 4)).expand(shape))
     assert sparse_linear.two_of_four_problem(linear.weight) == problem
     if problem:
-        with pytest.raises(UserError, match="--backend cuda measures 2:4 models, but layers.0.up "):
+        with pytest.raises(UserError, match=r"--backend cuda measures 2:4 models, but layers\.0\.up "):
             sparse_linear.check_semi_structured({"layers.0.up": linear})
 
 
