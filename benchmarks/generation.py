@@ -1,9 +1,9 @@
-"""Tokens per second of random Llamas, pruned by NeuroAL's own allocation and uniformly, as CSR beside dense, in Markdown.
+"""Tokens per second of random Llamas, pruned by NeuroAL's allocation and uniformly, as CSR beside dense, in Markdown.
 
 python -m benchmarks.generation [--shapes 2048,4096] [--sparsities 0.5,0.6,0.7,0.8] [--blocks 4] [--new-tokens 32]
 
-Weights do not matter to the speed, zeros and shapes do: the models have a few blocks of a real one's, random weights, and
-are pruned by magnitude. What is pruned stays in `--cache`; it is measured anew each time, by `eval.generation`.
+Weights do not matter to the speed, zeros and shapes do: the models have a few of a real one's blocks, random weights,
+and are pruned by magnitude. What is pruned stays in `--cache`; `eval.generation` measures it anew each time.
 """
 
 from neuroal_jax.command.process import as_process
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.generation import NEW_TOKENS, REPEATS, measure
+from eval.generation import NEW_TOKENS, REPEATS, measure, quiet
 from eval.sweep import process
 from eval.table import markdown_lines
 from neuroal_jax.command.parser import Parser
@@ -81,9 +81,8 @@ def table(found: Sequence[tuple[str, str, float, Mapping[str, Any]]]) -> list[st
     head = ["shape", "allocation", "sparsity", "dense fp32 tok/s", "dense bf16", "pruned dense", "pruned CSR"]
     head += ["CSR / fp32", "in CPU seconds", "CSR / bf16", "prefill CSR / fp32", "fp32 MiB", "CSR MiB"]
     head += ["same tokens", "machine"]
-    return markdown_lines(
-        head, [[name, allocation, f"{x:g}", *_cells(result)] for name, allocation, x, result in found]
-    )
+    rows = [[name, allocation, f"{sparsity:g}", *_cells(result)] for name, allocation, sparsity, result in found]
+    return markdown_lines(head, rows)
 
 
 def _cells(result: Mapping[str, Any]) -> list[str]:
@@ -125,6 +124,7 @@ def bench(options: argparse.Namespace) -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     found: list[tuple[str, str, float, Mapping[str, Any]]] = []
     with claimed(options.cache, "--cache"):
+        quiet()
         try:
             for name in options.shapes:
                 place = options.cache / f"llama-{name}-{options.blocks}"

@@ -256,7 +256,7 @@ def _run(options: dict[str, Any]) -> None:
         ("--prompt-file", options["prompt_file"]),
     )
     with new_json(out, format=FORMAT, overwrite=overwrite, inputs=inputs) as write:
-        _quiet()
+        quiet()
         result = measure(**options)
         print(table(result))
         write(result)
@@ -308,7 +308,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leaves the screen to the result and to errors."""
     import transformers
 

@@ -12,22 +12,14 @@ def tiny(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(generation, "SHAPES", {"32": 56})
     monkeypatch.setattr(generation, "VOCABULARY", 96)
-    monkeypatch.setattr(
-        generation, "process", lambda module, log: started.append(module) or in_this_process(module, log)
-    )
-    given = [
-        "--shapes",
-        "32",
-        "--blocks",
-        "2",
-        "--new-tokens",
-        "3",
-        "--repeats",
-        "1",
-        "--cache",
-        str(tmp_path / "bench"),
-    ]
-    return given, started
+
+    def process(module, log):
+        started.append(module)
+        return in_this_process(module, log)
+
+    monkeypatch.setattr(generation, "process", process)
+    given = ["--shapes", "32", "--blocks", "2", "--new-tokens", "3", "--repeats", "1"]
+    return [*given, "--cache", str(tmp_path / "bench")], started
 
 
 def test_it_prunes_once_and_measures_each_time(tiny, capsys):
