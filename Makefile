@@ -6,7 +6,7 @@ PIP_FLAGS = --quiet --disable-pip-version-check -c constraints.txt
 CHECKED = neuroal_jax convert eval tests benchmarks
 PYTEST = HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-all fuzz lint bench bench-objectives bench-quality bench-real clean
+.PHONY: demo test test-slow test-all fuzz lint bench bench-generation bench-objectives bench-quality bench-real clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python -m neuroal_jax.prune --model demo --sparsity 0.7 --pruner wanda --allocation neuroal --step both \
@@ -35,6 +35,9 @@ bench: $(DEV)/installed
 	$(DEV)/bin/python -m benchmarks.selection
 	$(DEV)/bin/python -m benchmarks.search --preset 88m
 	$(DEV)/bin/python -m benchmarks.search --growth
+
+bench-generation: $(DEV)/installed
+	$(DEV)/bin/python -m benchmarks.generation
 
 bench-objectives: $(DEV)/installed
 	$(DEV)/bin/python -m benchmarks.objectives

@@ -14,8 +14,6 @@ if __name__ == "__main__":
     as_process(__spec__.name)  # before the imports that take a moment
 
 import argparse
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,6 +34,7 @@ from neuroal_jax.errors import UserError
 from neuroal_jax.files.claims import claimed
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import replace_text, replaced
+from neuroal_jax.machine.processor import processor_name, usable_cores
 
 # A row of the table: what `eval.sweep` is to vary, and to what; True gives a flag without a value.
 Row = Mapping[str, str | bool]
@@ -178,13 +177,7 @@ def conditions(manifests: Sequence[Mapping[str, Any]], machine: str) -> str:
 
 def machine_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name and the cores that this process may use."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{next(named, platform.processor() or platform.machine())}, {cores} cores"
+    return f"{processor_name(cpuinfo)}, {usable_cores()} cores"
 
 
 def task_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -82,12 +82,16 @@ def accuracy(place: Path, model: list[str], out: Path, zero_shot: ZeroShot, star
         options = ["--tasks", ",".join(zero_shot.tasks), "--out", str(place), "--overwrite"]
         options += [] if zero_shot.data is None else ["--task-data", zero_shot.data]
         options += [] if zero_shot.limit is None else ["--limit", str(zero_shot.limit)]
-        log = out / "logs" / f"{place.relative_to(out).with_suffix('').as_posix().replace('/', '-')}.log"
-        error = start(["neuroal_jax.eval.zero_shot", *model, *options], log)
+        error = start(["neuroal_jax.eval.zero_shot", *model, *options], log_for(place, out))
         found = measured(place, zero_shot)
     if found is None:
         raise UserError(f"zero-shot: {error}")
     return found
+
+
+def log_for(place: Path, out: Path) -> Path:
+    """Where the output of the process goes that writes the file `place` of a sweep."""
+    return out / "logs" / f"{place.relative_to(out).with_suffix('').as_posix().replace('/', '-')}.log"
 
 
 def measured(path: Path, zero_shot: ZeroShot) -> dict[str, float | None] | None:

@@ -13,9 +13,10 @@ from lm_eval.api.task import Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.models.huggingface import HFLM
 
-from neuroal_jax.checkpoint.hugging_face import load_tokenizer, load_torch_model
-from neuroal_jax.errors import UserError, shorten
-from neuroal_jax.machine.memory import is_exhausted
+from neuroal_jax.checkpoint.hugging_face import load_tokenizer
+from neuroal_jax.errors import UserError
+
+from .loading import cannot_load, load_checked
 
 
 class CheckedLM(HFLM):
@@ -92,20 +93,11 @@ def load_model(path: Path, name: str, dtype: str, device: str, batch_size: int |
     Raises:
         UserError: If transformers cannot load it, or finds weights missing.
     """
+    model = load_checked(path, name, dtype, device)
     try:
-        model, report = load_torch_model(path, dtype=dtype, output_loading_info=True)
         tokenizer = load_tokenizer(path)
-        model.to(device)
-    except UserError:
-        raise
-    except Exception as error:  # PyTorch raises many kinds
-        if is_exhausted(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"transformers cannot load {name} on {device} ({reason})") from error
-    if report["missing_keys"]:
-        missing = shorten(sorted(report["missing_keys"]))
-        raise UserError(f"{name} lacks weights, which transformers would draw at random: {missing}")
+    except ValueError as error:
+        raise cannot_load(name, device, error) from error
     return CheckedLM(model, tokenizer=tokenizer, batch_size=batch_size)
 
 

@@ -6,8 +6,8 @@ python -m eval.sweep --preset paper --out DIR --dry-run
 Every other option of `python -m neuroal_jax.prune` holds for all runs. Each run is a process of its own, so that its
 peak memory is its own; it is recognised as finished by its manifest. What a run measured of the dense model, and of a
 search's candidates, is not measured again by others: it lies in `DIR/measured`. With `--tasks`, lm-eval measures every
-pruned model, and every dense one once. DIR holds the runs, their logs, `table.csv`, `table.md`, and `report.html` with
-plots and a table to sort.
+pruned model, and every dense one once; with `--generation`, `eval.generation` measures its tokens per second. DIR holds
+the runs, their logs, `table.csv`, `table.md`, and `report.html` with plots and a table to sort.
 """
 
 from neuroal_jax.command.process import as_process
@@ -39,12 +39,16 @@ from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import has_format
 from neuroal_jax.pruners import PRUNERS
+from neuroal_jax.report.generation import FORMAT as GENERATION_FORMAT
+from neuroal_jax.report.generation import GENERATION
 from neuroal_jax.report.page import REPORT
 
 from . import cost
 from .accuracy import ACCURACY, ZERO_SHOT, Start, ZeroShot, accuracies, take_zero_shot
 from .cost import PAPER_MODELS
 from .grid import AXES, Run, list_items, plan
+from .speeds import OPTION as GENERATION_OPTION
+from .speeds import speeds, take_generation
 from .table import TABLES, check_tables, describe, markdown, write_tables
 from .zero_shot import FORMAT as ZERO_SHOT_FORMAT
 from .zero_shot import TASKS, task_files
@@ -66,7 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tasks": ",".join(TASKS),
     }
 }
-_SHOWN = ("pruned_token_ppl", "acc_mean")  # of a finished run, while the sweep goes on
+_SHOWN = ("pruned_token_ppl", "acc_mean", "decode_tokens_per_second")  # of a finished run, while the sweep goes on
 MEASURED = "measured"  # where runs keep what they measured for each other
 _MANIFEST_BYTES = 2**28  # more than any manifest has
 
@@ -121,6 +125,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     tasks.add_argument("--task-data", metavar="DIR", help="folder of the tasks' rows, as for eval.zero_shot")
     tasks.add_argument("--limit", metavar="N", help="only the first N rows of each task")
+    speed = parser.add_argument_group("token generation")
+    speed.add_argument(
+        flag(GENERATION_OPTION), action="store_true", default=None, help="measure tokens per second of every run too"
+    )
     swept = {option for option, _ in AXES.values()}
     swept |= {
         "refine",
@@ -137,7 +145,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     file, dry_run = given.pop("config", None), given.pop("dry_run")
     shared = (option.name for option in all_options() if option.name not in swept)
-    from_file = {} if file is None else read_yaml(Path(file), [*AXES, "out", "preset", *ZERO_SHOT, *shared])
+    from_file = (
+        {} if file is None else read_yaml(Path(file), [*AXES, "out", "preset", *ZERO_SHOT, GENERATION_OPTION, *shared])
+    )
     preset = given.pop("preset", None) or from_file.pop("preset", None)
     if preset not in (None, *PRESETS):
         raise UserError(f"--preset {shown(preset)} is unknown: expected one of {', '.join(PRESETS)}")
@@ -161,14 +171,15 @@ def sweep(values: Mapping[str, Any], start: Start = process) -> None:
     """
     values = dict(values)
     out, file, zero_shot = Path(str(values["out"])), values.pop("config", None), take_zero_shot(values)
+    generation = take_generation(values)
     runs = planned(values, out)
     protect_inputs(out, runs, inputs_of(runs, file, zero_shot))
     (out / "logs").mkdir(parents=True, exist_ok=True)
     with claimed(out, "--out"):
-        run_all(runs, out, zero_shot, start)
+        run_all(runs, out, zero_shot, start, generation=generation)
 
 
-def run_all(runs: list[Run], out: Path, zero_shot: ZeroShot, start: Start) -> None:
+def run_all(runs: list[Run], out: Path, zero_shot: ZeroShot, start: Start, *, generation: bool = False) -> None:
     """The runs one after the other; errors as `sweep`."""
     known = {run.name: finished(out, run) for run in runs}
     rows = dict(known)
@@ -177,6 +188,8 @@ def run_all(runs: list[Run], out: Path, zero_shot: ZeroShot, start: Start) -> No
         row = known[run.name] or execute(run, out, start)
         if zero_shot.tasks and not row["error"]:
             row |= accuracies(run, out, zero_shot, start)
+        if generation and not row["error"]:
+            row |= speeds(run, out, start)
         rows[run.name] = row
         write_tables(out, rows)
         outcome = row["error"] or ", ".join(f"{name} {row[name]}" for name in row if name.startswith(_SHOWN))
@@ -247,9 +260,15 @@ def estimate(values: Mapping[str, Any]) -> None:
     """
     values = dict(values)
     out, _, zero_shot = Path(str(values["out"])), values.pop("config", None), take_zero_shot(values)
+    generation = take_generation(values)
     runs = planned(values, out)
     done = {run.name for run in runs if finished(out, run)}
     print(cost.report({run.name: run.config for run in runs}, done, zero_shot.tasks, zero_shot.limit))
+    if generation:
+        print(
+            "after each run its tokens per second are measured: that is not in these hours, and takes memory for the "
+            "model twice in fp32, once in bf16 and once as CSR"
+        )
     print(f"{len(runs)} runs, of which {len(done)} are finished; nothing was run")
 
 
@@ -283,8 +302,9 @@ def execute(run: Run, out: Path, start: Start) -> dict[str, Any]:
     """Runs the pruner; returns its row, with what went wrong if something did. Its output goes to a log."""
     directory = out / run.name
     directory.parent.mkdir(parents=True, exist_ok=True)
-    if has_format(directory / ACCURACY, ZERO_SHOT_FORMAT):  # of a run whose manifest was removed
-        (directory / ACCURACY).unlink()
+    for name, format in ((ACCURACY, ZERO_SHOT_FORMAT), (GENERATION, GENERATION_FORMAT)):
+        if has_format(directory / name, format):  # of a run whose manifest was removed
+            (directory / name).unlink()
     log = log_of(out / "logs", run)
     config = log.with_suffix(".yaml")
     config.write_text(yaml.safe_dump({**run.config.plain(), "resume": True, "measured": str(out / MEASURED)}))

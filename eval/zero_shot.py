@@ -28,6 +28,8 @@ from neuroal_jax.files.writing import new_json
 from neuroal_jax.masks.file import masks_of
 from neuroal_jax.version import __version__
 
+from .text import aligned
+
 if TYPE_CHECKING:
     from .harness import CheckedLM
 
@@ -176,8 +178,7 @@ def table(result: Mapping[str, Any]) -> str:
     mean = result["mean"]
     count = f"mean of {len(mean['of'])}"
     lines.append((count, "", "", "acc", *("" if mean[state] is None else f"{mean[state]:.4f}" for state in states)))
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return aligned(lines)
 
 
 def _cell(metrics: Mapping[str, float | None], metric: str) -> str:

@@ -43,6 +43,13 @@ def load_tokenizer(path: Path) -> Any:
     return _loaded(path, lambda seen: AutoTokenizer.from_pretrained(seen, **_SAFE))
 
 
+def load_config(path: Path) -> Any:
+    """The config in a directory, as `AutoConfig` loads it; errors as `load_tokenizer`."""
+    from transformers import AutoConfig
+
+    return _loaded(path, lambda seen: AutoConfig.from_pretrained(seen, **_SAFE))
+
+
 def load_torch_model(path: Path, **options: Any) -> Any:
     """The causal language model in a directory, as `AutoModelForCausalLM` loads it, from safetensors only.
 

@@ -184,6 +184,11 @@ def _read_counts(path: Path, header: Mapping[str, Any], key: str) -> dict[str, i
     return counts
 
 
+def in_block(name: str) -> bool:
+    """Whether a tensor lies in a block, by its name."""
+    return _IN_BLOCK.search(name) is not None
+
+
 def uncovered(places: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """What is wrong where masks are not those of all linears of a model's blocks, and of nothing else.
 
@@ -197,7 +202,7 @@ def uncovered(places: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) ->
     numbered = {name: _IN_BLOCK.search(place) for name, place in places.items()}
     blocks = tuple({match.string[: match.start()] for match in numbered.values() if match})
     masked = tuple(place.removesuffix("weight").removesuffix("base_layer.") for place in places.values())
-    linears = [name for name, shape in shapes.items() if len(shape) == 2 and _IN_BLOCK.search(name)]
+    linears = [name for name, shape in shapes.items() if len(shape) == 2 and in_block(name)]
     lacking = [name for name in linears if name.startswith(blocks) and not name.startswith(masked)]
     others = [name for name, match in numbered.items() if not match]
     return [f"{name} has no mask" for name in lacking] + [f"{name} is no linear of a block" for name in others]

@@ -2,7 +2,8 @@
 
 python -m neuroal_jax.report RUN_DIR
 
-writes the report of an earlier run again, from its manifest.json and allocation.json.
+writes the report of an earlier run again, from its manifest.json and allocation.json, with the tokens per second of a
+generation.json that lies beside them.
 """
 
 import os
@@ -21,6 +22,8 @@ from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import replace_text
 from neuroal_jax.report.facts import headline, key_facts, option_facts, run_title
+from neuroal_jax.report.generation import FORMAT as GENERATION_FORMAT
+from neuroal_jax.report.generation import GENERATION, generation_table
 from neuroal_jax.report.recorded import FORMAT
 
 REPORT = "report.html"
@@ -28,12 +31,15 @@ _MOST_BYTES = 2**30  # of a manifest or an allocation
 _START_BYTES, _SIGNS = 2**18, (b"A pruning run of neuroal-jax", b"A sweep of neuroal-jax")  # of pages of all versions
 
 
-def run_report(manifest: Mapping[str, Any], allocation: Mapping[str, Any]) -> str:
+def run_report(
+    manifest: Mapping[str, Any], allocation: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+) -> str:
     """The HTML page of a run.
 
     Args:
         manifest: The content of manifest.json, which the page also holds as JSON.
         allocation: The content of allocation.json.
+        generation: The content of generation.json, if tokens per second were measured.
 
     Raises:
         UserError: If the allocation's tensors are not linears of blocks.
@@ -49,6 +55,7 @@ def run_report(manifest: Mapping[str, Any], allocation: Mapping[str, Any]) -> st
         tiles=headline(manifest),
         facts=key_facts(manifest),
         options=option_facts(manifest),
+        generation=None if generation is None else generation_table(generation, manifest),
     )
 
 
@@ -122,27 +129,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         run = parser.parse_args(arguments).run
-        page = _read_run(run)
-        inputs = Inputs(*(("RUN_DIR", run / name) for name in ("manifest.json", "allocation.json")))
-        write_report(run / REPORT, page, inputs)
+        rewrite_report(run)
         print(f"written to {run / REPORT}")
 
     return run_program(work)
 
 
+def rewrite_report(run: Path) -> None:
+    """Writes the report of an earlier run again.
+
+    Raises:
+        UserError: If what it is made from is damaged, or something else is in its place.
+    """
+    page = _read_run(run)
+    inputs = Inputs(*(("RUN_DIR", run / name) for name in ("manifest.json", "allocation.json", GENERATION)))
+    write_report(run / REPORT, page, inputs)
+
+
 def _read_run(run: Path) -> str:
     manifest = _read(run / "manifest.json", FORMAT)
     allocation = _read(run / "allocation.json", allocation_file.FORMAT)
+    generation = _read(run / GENERATION, GENERATION_FORMAT) if os.path.lexists(run / GENERATION) else None
     try:
-        return run_report(manifest, allocation)
+        return run_report(manifest, allocation, generation)
     except UserError as error:
         raise UserError(f"{run}: {error}") from error
     except MemoryError:
         raise
     except Exception as error:  # whatever the templates and Plotly say of values of other kinds than ours
+        files = ["manifest.json", "allocation.json", *([] if generation is None else [GENERATION])]
         raise UserError(
-            f"{run}: manifest.json or allocation.json is damaged or of another version ({error!r}): "
-            "run the pruner again"
+            f"{run}: {' or '.join(files)} is damaged or of another version ({error!r}): run the pruner again"
         ) from error
 
 

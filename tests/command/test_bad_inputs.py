@@ -241,6 +241,10 @@ EMPTY = {
     "convert.to_safetensors": ["--model", "demo", "--out", "PATH"],
     "eval.perplexity": ["--model", "demo", "--out", "PATH"],
     "eval.perplexity ": ["--model", "demo", "--masks", "PATH"],
+    "eval.generation": ["--model", "demo", "--masks", "PATH"],
+    "eval.generation ": ["--model", "demo", "--pruned", "PATH"],
+    "eval.generation  ": ["--model", "demo", "--pruned", "demo", "--prompt-file", "PATH"],
+    "eval.generation   ": ["--model", "demo", "--pruned", "demo", "--out", "PATH"],
     "eval.zero_shot": ["--model", "demo", "--task-data", "PATH"],
     "eval.zero_shot ": ["--model", "demo", "--out", "PATH"],
     "eval.zero_shot  ": ["--model", "demo", "--pruned", "PATH"],
@@ -270,7 +274,15 @@ def test_converters_look_at_out_before_the_model(capsys, module, path):
 
 @pytest.mark.parametrize(
     ("module", "flag"),
-    [("eval.perplexity", "--seqlen"), ("eval.zero_shot", "--limit"), ("eval.zero_shot", "--batch-size")],
+    [
+        ("eval.generation", "--new-tokens"),
+        ("eval.generation", "--repeats"),
+        ("eval.generation", "--threads"),
+        ("eval.generation", "--prompt-tokens"),
+        ("eval.perplexity", "--seqlen"),
+        ("eval.zero_shot", "--limit"),
+        ("eval.zero_shot", "--batch-size"),
+    ],
 )
 @pytest.mark.parametrize("number", ["0", "1.5", "99999999999999999999999", "9" * 5000, "1e999", "nan", ""])
 def test_counts_that_are_none(capsys, module, flag, number):

@@ -18,6 +18,7 @@ PROGRAMS = [
     "convert.hf_to_flax",
     "convert.masks_to_torch",
     "convert.to_safetensors",
+    "eval.generation",
     "eval.perplexity",
     "eval.sweep",
     "eval.zero_shot",

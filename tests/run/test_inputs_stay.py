@@ -9,7 +9,7 @@ import pytest
 
 import neuroal_jax
 from convert import hf_to_flax, masks_to_torch
-from eval import perplexity, sweep, zero_shot
+from eval import generation, perplexity, sweep, zero_shot
 from neuroal_jax import prune
 from neuroal_jax.report import main as report
 from neuroal_jax.resume import state as states
@@ -66,6 +66,11 @@ def perplexity_over(out):
 def zero_shot_over(out):
     masks = "ROOT/run/masks.safetensors"
     return zero_shot.main, ["--model", MODEL, "--masks", masks, "--tasks", "rte", "--out", out, "--overwrite"]
+
+
+def generation_over(out):
+    masks = "ROOT/run/masks.safetensors"
+    return generation.main, ["--model", MODEL, "--masks", masks, "--prompt-tokens", "3", "--out", out, "--overwrite"]
 
 
 def sweep_to(out, model=MODEL, calib=TEXT):
@@ -153,6 +158,8 @@ REFUSED = {
     "perplexity over any file": (nothing, perplexity_over("ROOT/run/manifest.json")),
     "zero-shot over its masks": (nothing, zero_shot_over("ROOT/run/masks.safetensors")),
     "zero-shot over any file": (nothing, zero_shot_over("ROOT/run/manifest.json")),
+    "generation over its masks": (nothing, generation_over("ROOT/run/masks.safetensors")),
+    "generation over any file": (nothing, generation_over("ROOT/run/manifest.json")),
     "a sweep at the parent of a model": (nothing, sweep_to("ROOT/models")),
     "a sweep over a table of the user": (written("table.csv", "mine,too"), sweep_to("ROOT")),
     "a sweep over its text": (text_called_a_report("S"), sweep_to("ROOT/S", calib="ROOT/S/report.html")),
