@@ -1,7 +1,11 @@
 """The PyTorch side of a mask file: apply it to a model in memory, save a pruned checkpoint, verify one. Imports no JAX.
 
+What is pruned packs: `convert.packing` has the two commands that need no masks.
+
 python -m convert.masks_to_torch apply --model DIR --masks FILE --out DIR
 python -m convert.masks_to_torch verify --model PRUNED --masks FILE
+python -m convert.masks_to_torch pack --model PRUNED --out DIR
+python -m convert.masks_to_torch unpack --packed DIR --out DIR
 """
 
 from neuroal_jax.command.process import as_process
@@ -30,10 +34,13 @@ from neuroal_jax.files.staging import staged
 from neuroal_jax.masks.file import PackedMasks, check_pruned, check_zeros, masks_of, read_masks
 from neuroal_jax.masks.patterns import KeptOf
 
+from .packing import pack, unpack
 from .torch_weights import masked_weights
 
 if TYPE_CHECKING:
     import torch
+
+SEMI_STRUCTURED_TILE = 64  # shapes that are multiples of this fit PyTorch's 2:4 kernels in 16 bits, on all GPUs
 
 log = logging.getLogger("neuroal_jax")
 
@@ -78,10 +85,11 @@ def semi_structured_use(masks: PackedMasks) -> str | None:
     """What PyTorch's semi-structured kernels can make of masks; None where two of four do not stay everywhere."""
     if masks.pattern is None or (masks.pattern.kept, masks.pattern.size) != (2, 4):
         return None
-    fitting = [name for name, width in masks.widths.items() if not (len(masks.packed[name]) % 32 or width % 64)]
+    shapes = [(len(packed), masks.widths[name]) for name, packed in masks.packed.items()]
+    fitting = sum(not any(size % SEMI_STRUCTURED_TILE for size in shape) for shape in shapes)
     return (
-        f"2 of 4 stay: on CUDA, in float16 and bfloat16, torch.sparse.to_sparse_semi_structured takes {len(fitting)} "
-        f"of {len(masks.widths)} linears (those whose outputs are a multiple of 32 and inputs of 64)"
+        f"2 of 4 stay: on CUDA, in float16 and bfloat16, torch.sparse.to_sparse_semi_structured takes {fitting} of "
+        f"{len(shapes)} linears (those whose outputs and inputs are multiples of {SEMI_STRUCTURED_TILE})"
     )
 
 
@@ -170,27 +178,40 @@ def _check_module(model: "torch.nn.Module", masks: PackedMasks, description: str
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done and verified, 2 user error or mismatch)."""
-    parser = Parser(prog="python -m convert.masks_to_torch", description="Apply or verify a mask file.")
+    description = "Apply or verify a mask file, or pack what is pruned."
+    parser = Parser(prog="python -m convert.masks_to_torch", description=description)
     commands = parser.add_subparsers(dest="command", required=True)
     apply = commands.add_parser("apply", help="write the pruned Hugging Face checkpoint")
     check = commands.add_parser("verify", help="check that all that the masks prune is zero in a checkpoint")
-    for command in (apply, check):
+    small = commands.add_parser("pack", help="write a pruned checkpoint without its zeros, for storage only")
+    whole = commands.add_parser("unpack", help="write what was packed as it was, byte for byte")
+    for command in (apply, check, small):
         command.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
+    whole.add_argument("--packed", required=True, type=partial(path_to, "packed"), help="directory that pack wrote")
+    for command in (apply, check):
         command.add_argument("--masks", required=True, type=partial(path_to, "masks"), help="masks.safetensors")
-    apply.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
-    apply.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
+    for command in (apply, small, whole):
+        command.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
+        command.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
     check.add_argument("--files-only", action="store_true", help="check the files, without loading them in PyTorch")
     check.add_argument("--exact", action="store_true", help="refuse zeros that training made or undid")
 
     def work() -> None:
         options = parser.parse_args(arguments)
-        if options.command == "apply":
-            save_pruned(options.model, options.masks, options.out, overwrite=options.overwrite)
-            print(f"written to {options.out}")
-            if (use := semi_structured_use(read_masks(options.masks))) is not None:
-                print(use)
-        else:
-            found = verify(options.model, options.masks, load=not options.files_only, exact=options.exact)
-            print(f"{options.model}: {found}")
+        match options.command:
+            case "apply":
+                save_pruned(options.model, options.masks, options.out, overwrite=options.overwrite)
+                print(f"written to {options.out}")
+                if (use := semi_structured_use(read_masks(options.masks))) is not None:
+                    print(use)
+            case "verify":
+                found = verify(options.model, options.masks, load=not options.files_only, exact=options.exact)
+                print(f"{options.model}: {found}")
+            case "pack":
+                sizes = pack(options.model, options.out, overwrite=options.overwrite)
+                print(f"{sizes}, written to {options.out}")
+            case "unpack":
+                unpack(options.packed, options.out, overwrite=options.overwrite)
+                print(f"written to {options.out}")
 
     return run_program(work)

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from neuroal_jax.convert.masks_to_torch import SEMI_STRUCTURED_TILE
 from torch import nn
 
 from neuroal_jax.errors import UserError
 from neuroal_jax.masks.file import in_block
-
-_TILE = 64  # PyTorch's 2:4 kernels take shapes that are multiples of this, in all dtypes and on all GPUs
 
 
 class SparseLinear(nn.Module):
@@ -111,8 +110,8 @@ def check_semi_structured(linears: Mapping[str, nn.Linear]) -> None:
 
 def two_of_four_problem(weight: torch.Tensor) -> str:
     """Why a weight `[out, in]` has no 2:4 form that PyTorch multiplies by; empty if it has one."""
-    if any(size % _TILE for size in weight.shape):
-        return f"has shape {list(weight.shape)}, expected multiples of {_TILE}"
+    if any(size % SEMI_STRUCTURED_TILE for size in weight.shape):
+        return f"has shape {list(weight.shape)}, expected multiples of {SEMI_STRUCTURED_TILE}"
     kept = (weight.reshape(len(weight), -1, 4) != 0).sum(dim=-1)  # [out, in / 4]
     beyond = int((kept > 2).sum())
     return f"keeps more than 2 weights in {beyond} of {kept.numel()} groups of 4" if beyond else ""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from neuroal_jax.checkpoint.listing import refuse_packed
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.machine.memory import is_exhausted
@@ -55,8 +56,9 @@ def load_torch_model(path: Path, **options: Any) -> Any:
 
     Raises:
         ValueError: If transformers cannot load it; the message says why.
-        UserError: If config.json is no valid JSON, or the model is quantized.
+        UserError: If config.json is no valid JSON, or the model is quantized or packed.
     """
+    refuse_packed([file.name for file in path.iterdir()], str(path))
     os.environ.setdefault("USE_HUB_KERNELS", "NO")
     from transformers import AutoModelForCausalLM
 

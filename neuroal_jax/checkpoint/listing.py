@@ -24,6 +24,7 @@ SAFETENSORS = WeightFiles("model.safetensors", "model.safetensors.index.json", "
 PICKLED = WeightFiles("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 
 ADAPTER = "adapter_config.json"
+PACKED = "neuroal-packed.json"  # beside weights that no program loads before they are unpacked
 TEMPLATES = "additional_chat_templates"
 # What belongs to a model besides its weights: how it computes, how text becomes tokens, and under which terms it may be
 # passed on. A model card is none of it: it describes, and measures, the weights that it was written for.
@@ -42,6 +43,7 @@ _IGNORED = (
 )
 # Other forms that models are passed on in.
 _OTHERS = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.gguf", "*.msgpack", "*.h5", "*.onnx", "consolidated*.safetensors")
+_UNPACK = "python -m convert.masks_to_torch unpack --packed {} --out DIR (once installed: neuroal-masks)"
 _CONVERT = "python -m convert.to_safetensors --model {} --out DIR (once installed: neuroal-to-safetensors)"
 
 
@@ -60,6 +62,7 @@ def hub_patterns(weights: WeightFiles, names: Collection[str] = ()) -> tuple[lis
 
 def check_listing(names: Collection[str], weights: WeightFiles, model: str) -> None:
     """Raises UserError if there are no weights of the wanted form among a model's files, saying what to do."""
+    refuse_packed(names, model)
     if weights is PICKLED and (found := SAFETENSORS.among(names)):
         raise UserError(f"{model} holds safetensors already ({found[0]}): use it as it is")
     if weights.single in names or weights.index in names:
@@ -81,6 +84,12 @@ def check_listing(names: Collection[str], weights: WeightFiles, model: str) -> N
     if found := _among(names, _OTHERS):
         raise UserError(f"{missing}, but another form of weights ({shorten(found, 2)}): {accepted}")
     raise UserError(f"{missing}: {accepted}")
+
+
+def refuse_packed(names: Collection[str], model: str) -> None:
+    """Raises UserError if a model's files are those of a packed one."""
+    if PACKED in names:
+        raise UserError(f"{model} is packed ({PACKED}): unpack it first: {_UNPACK.format(model)}")
 
 
 def _among(names: Collection[str], patterns: Sequence[str]) -> list[str]:

@@ -103,6 +103,11 @@ def weight_files(directory: Path, weights: WeightFiles) -> tuple[list[Path], dic
     """
     check_listing([path.name for path in directory.iterdir() if path.is_file()], weights, str(directory))
     _check_adapter(directory)
+    return listed_files(directory, weights)
+
+
+def listed_files(directory: Path, weights: WeightFiles) -> tuple[list[Path], dict[str, str]]:
+    """`weight_files`, of a directory that has one or an index, whatever is beside them."""
     if (directory / weights.single).is_file():
         return [directory / weights.single], {}
     path = directory / weights.index

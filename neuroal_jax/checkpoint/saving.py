@@ -81,17 +81,21 @@ def copy_side_files(source: Path, directory: Path) -> None:
     A link is followed to where the config lies, as in the Hub's cache, and within the directory; what else it leads to
     may be anything, and is left out.
     """
-    inside, beside_config = Path(os.path.realpath(source)), Path(os.path.realpath(source / "config.json")).parent
     for path in sorted([*source.iterdir(), *(source / TEMPLATES).glob("*.jinja")]):
         name = path.relative_to(source)
-        if not path.is_file() or not is_side_file(name.as_posix()):
-            continue
-        real = Path(os.path.realpath(path))
-        if not real.is_relative_to(inside) and real.parent != beside_config:
-            log.warning("%s is not copied: it is a link out of the model's directory", path)
-            continue
-        (directory / name).parent.mkdir(exist_ok=True)
-        copy_file(path, directory / name)
+        if path.is_file() and is_side_file(name.as_posix()) and stays_inside(path, source):
+            (directory / name).parent.mkdir(exist_ok=True)
+            copy_file(path, directory / name)
+
+
+def stays_inside(path: Path, directory: Path) -> bool:
+    """Whether a file of a model's directory lies, once links are followed, in it or beside its config; tells if not."""
+    real = Path(os.path.realpath(path))
+    inside = real.is_relative_to(os.path.realpath(directory))
+    if not inside and real.parent != Path(os.path.realpath(directory / "config.json")).parent:
+        log.warning("%s is not copied: it is a link out of the model's directory", path)
+        return False
+    return True
 
 
 def write_checkpoint(source: TensorSource, directory: Path, edited: Iterable[str], edit: Edit) -> None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 
+from convert.packed_file import MAGIC, pack_file, read_layout, survey, unpack_file
 from convert.pickled import read_tensors, save_tensors
 from neuroal_jax import UserError
 from neuroal_jax.allocation.file import FORMAT, load_allocation
@@ -29,9 +30,10 @@ from neuroal_jax.command.parser import parse_arguments
 from neuroal_jax.data import Reader
 from neuroal_jax.data import windows as windows_module
 from neuroal_jax.data.tokenizer import Tokenizer
+from neuroal_jax.files.reading import SteadyFile
 from neuroal_jax.masks.file import PackedMasks, read_masks, save_masks
 
-READERS = 7
+READERS = 8
 EXAMPLES = math.ceil(int(os.environ.get("NEUROAL_FUZZ", "500")) / READERS)
 # Without the variable the examples are always the same: continuous integration fails for a change, never by chance.
 fuzzed = settings(
@@ -193,6 +195,31 @@ def test_masks(tmp_path_factory, data):
     if masks is not None:
         assert all(masks.mask(name).shape[1] == masks.widths[name] for name in masks.packed)
         assert masks.zeros() >= 0
+
+
+@fuzzed
+@given(data=st.data())
+def test_packed_weights(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "model.packed"
+    weight = np.arange(5 * 12, dtype=np.float32).reshape(5, 12) % 3
+    save_file({"a": weight, "b": weight.astype(np.float16), "c": weight[0]}, path)
+    plain, file = path.read_bytes(), SteadyFile.at(path)
+    content = b"".join(pack_file(file, survey(file)[0]))
+    if data.draw(st.booleans()):
+        damaged = data.draw(damaged_bytes(content))
+    else:
+        damaged = MAGIC + with_header(content[len(MAGIC) :], data.draw(damaged_json(header_of(plain))))
+    for packed, expected in ((content, plain), (damaged, None)):
+        path.write_bytes(packed)
+        file = SteadyFile.at(path)
+        layout = refused_or(lambda file=file: read_layout(file))
+        if layout is not None:
+            assert layout.packed_bytes == len(packed)
+            found = refused_or(lambda file=file, layout=layout: b"".join(unpack_file(file, layout)))
+            assert found is None or len(found) == layout.num_bytes
+            assert expected is None or found == expected
+        else:
+            assert expected is None
 
 
 @fuzzed

@@ -248,9 +248,9 @@ def test_it_is_said_which_linears_semi_structured_kernels_take(two_of_four, llam
     masks = two_of_four / "out" / "masks.safetensors"
     assert masks_main(["apply", "--model", str(llama), "--masks", str(masks), "--out", str(tmp_path / "model")]) == 0
     said = capsys.readouterr().out
-    assert "to_sparse_semi_structured takes 0 of 21 linears" in said  # 32 inputs and 56: too narrow
+    assert "to_sparse_semi_structured takes 0 of 21 linears" in said  # of 32 and 56: too narrow
     wide = read_masks(masks)
     name = next(iter(wide.packed))
-    packed = {**wide.packed, name: np.full((32, 8), 0b11001100, np.uint8)}
+    packed = {**wide.packed, name: np.full((64, 8), 0b11001100, np.uint8)}
     assert "takes 1 of 21" in semi_structured_use(replace(wide, packed=packed, widths={**wide.widths, name: 64}))
     assert semi_structured_use(replace(wide, metadata={**wide.metadata, "pattern": "4:8"})) is None
