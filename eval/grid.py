@@ -118,7 +118,8 @@ def _place(config: PruneConfig, out: Path) -> Run:
     top_up = config.allocation if config.refine == NONE else f"{config.allocation}+{config.refine}"
     top_up = top_up.removeprefix("uniform+") + (" in the loop" if config.search_refine else "")
     method = top_up.replace(os.sep, "_").replace(" ", "-")[-100:]
-    method += "".join(f"-{part}" for part in (step, objective) if part not in (None, "both"))
+    pattern = None if config.kept_of is None else config.pattern.replace(":", "of")
+    method += "".join(f"-{part}" for part in (pattern, step, objective) if part not in (None, "both"))
     place = f"{config.pruner}-{method}-{config.sparsity!r}-seed{config.seed}"
     return Run(f"{model}/{place}", model, top_up, step, objective, replace(config, out=str(out / model / place)))
 

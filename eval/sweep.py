@@ -30,7 +30,7 @@ from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.command.config import all_options
 from neuroal_jax.command.parser import Parser, add_options, read_yaml
 from neuroal_jax.command.program import run_program
-from neuroal_jax.command.values import flag, path_to, shown
+from neuroal_jax.command.values import flag, kept_of, path_to, shown
 from neuroal_jax.data.sources import files_of
 from neuroal_jax.data.texts import PAPER_TEXTS
 from neuroal_jax.errors import UserError, shorten
@@ -38,6 +38,7 @@ from neuroal_jax.files.claims import claimed
 from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import has_format
+from neuroal_jax.masks.patterns import NONE, read_pattern
 from neuroal_jax.pruners import PRUNERS
 from neuroal_jax.report.generation import FORMAT as GENERATION_FORMAT
 from neuroal_jax.report.generation import GENERATION
@@ -152,6 +153,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if preset not in (None, *PRESETS):
         raise UserError(f"--preset {shown(preset)} is unknown: expected one of {', '.join(PRESETS)}")
     values = {**DEFAULTS, **PRESETS.get(str(preset), {}), **from_file, **given, "config": file, "dry_run": dry_run}
+    asked = read_pattern(kept_of("pattern", values.get("pattern", NONE)))
+    if asked is not None and asked.sparsity is not None and values.get("sparsities") is None:
+        values["sparsities"] = [asked.sparsity]
     for name in (*AXES, "out"):
         if values.get(name) is None:
             raise UserError(f"{flag(name)} is missing (see --help)")

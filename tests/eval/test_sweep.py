@@ -302,6 +302,19 @@ def test_flags_win_over_the_file(tmp_path):
     assert (values["pruners"], values["seeds"]) == (["wanda"], [0])
 
 
+def test_a_pattern_is_a_sparsity_and_part_of_a_run_s_name(capsys, tmp_path):
+    values = sweep.parse_arguments(["--models", "demo", "--pattern", "2:4", "--out", str(tmp_path)])
+    assert values["sparsities"] == [0.5]
+    lists = {name: values[name] for name in grid.AXES} | {"pruners": ["wanda", "sparsegpt"], "pattern": "2:4"}
+    runs, left_out = grid.plan(lists, tmp_path)
+    assert [run.name for run in runs] == ["demo/wanda-uniform-2of4-0.5-seed0", "demo/sparsegpt-uniform-2of4-0.5-seed0"]
+    assert ["leaves --allocation neuroal nothing to decide" in reason for _, reason in left_out] == [True, True]
+    assert sweep.main(["--models", "demo", "--pattern", "auto:8", "--out", str(tmp_path), "--dry-run"]) == 2
+    assert "--sparsities is missing" in capsys.readouterr().err
+    assert sweep.main(["--models", "demo", "--pattern", "8", "--out", str(tmp_path), "--dry-run"]) == 2
+    assert "--pattern is '8', expected N:M" in capsys.readouterr().err
+
+
 BAD = {
     "no models": ([], "--models is missing"),
     "no out": (["--models", "demo", "--sparsities", "0.5"], "--out is missing"),
