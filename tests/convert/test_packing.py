@@ -344,6 +344,23 @@ def test_what_cannot_be_packed_is_refused(pruned, tmp_path, capsys, edit, messag
     refused(capsys, tmp_path, ["pack", "--model", pruned, "--out", tmp_path / "out"], message)
 
 
+def test_a_folder_that_cannot_be_read_is_not_left_out(pruned, tmp_path, capsys, monkeypatch):
+    (pruned / "folder").mkdir()
+    scandir = os.scandir
+
+    def closed(path):
+        if os.fspath(path) == str(pruned / "folder"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    arguments = ["pack", "--model", str(pruned), "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", closed)
+        assert main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {pruned / 'folder'} cannot be read (Permission denied)\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_beside_an_index_of_others_are_packed_with_them(pruned, tmp_path):
     sharded("model-00001-of-00001.safetensors", single=True)(pruned)
     shutil.copy(pruned / "model.safetensors", pruned / "model-00001-of-00001.safetensors")
