@@ -141,7 +141,7 @@ def _check_checkpoint(source: Path, names: Iterable[str]) -> list[str]:
 def _files_in(directory: Path) -> list[str]:
     """The files of a directory at any depth, by their relative paths; tells of what is no file, or lies elsewhere."""
     found = []
-    for place, directories, files in os.walk(directory):
+    for place, directories, files in os.walk(directory, onerror=_cannot_be_read):
         for name in [*files, *(name for name in directories if os.path.islink(os.path.join(place, name)))]:
             path = Path(place, name)
             relative = path.relative_to(directory).as_posix()
@@ -150,6 +150,11 @@ def _files_in(directory: Path) -> list[str]:
             elif _is_weights(relative, (_WEIGHTS, _PACKED_WEIGHTS)) or stays_inside(path, directory):
                 found.append(relative)
     return sorted(found)
+
+
+def _cannot_be_read(error: OSError) -> None:
+    """Of a folder, which `os.walk` would leave out without a word."""
+    raise UserError(f"{error.filename} cannot be read ({error.strerror})") from error
 
 
 def _is_weights(name: str, suffixes: str | tuple[str, ...] = _WEIGHTS) -> bool:

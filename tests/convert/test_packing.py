@@ -18,6 +18,7 @@ from convert import packed_file
 from convert.masks_to_torch import main
 from convert.packed_file import packed_bytes
 from convert.packing import pack, unpack
+from neuroal_jax.checkpoint.hugging_face import load_torch_model
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import SteadyFile
 
@@ -265,6 +266,17 @@ def test_links_are_followed_as_in_the_hubs_cache_and_what_is_no_file_is_left_out
     }
 
 
+def test_weights_are_followed_wherever_they_lie(pruned, packed, tmp_path):
+    expected = contents(pruned)
+    for directory, name in ((pruned, "model.safetensors"), (packed, "model.neuroal-packed")):
+        (directory / name).rename(tmp_path / name)
+        (directory / name).symlink_to(tmp_path / name)
+    pack(str(pruned), tmp_path / "again")
+    for number, source in enumerate((tmp_path / "again", packed)):
+        unpack(source, tmp_path / str(number))
+        assert contents(tmp_path / str(number)) == expected
+
+
 def refused(capsys, root, arguments, message):
     before = {path: path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
     capsys.readouterr()
@@ -330,6 +342,23 @@ CANNOT_BE_PACKED = {
 def test_what_cannot_be_packed_is_refused(pruned, tmp_path, capsys, edit, message):
     edit(pruned)
     refused(capsys, tmp_path, ["pack", "--model", pruned, "--out", tmp_path / "out"], message)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(pruned, tmp_path, capsys, monkeypatch):
+    (pruned / "folder").mkdir()
+    scandir = os.scandir
+
+    def closed(path):
+        if os.fspath(path) == str(pruned / "folder"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    arguments = ["pack", "--model", str(pruned), "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", closed)
+        assert main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {pruned / 'folder'} cannot be read (Permission denied)\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_beside_an_index_of_others_are_packed_with_them(pruned, tmp_path):
@@ -423,6 +452,11 @@ def bits(change):
     return edited_data(flip)
 
 
+def backwards(header):
+    begin, _ = header["b.weight"]["data_offsets"]  # the last
+    header["b.weight"]["data_offsets"] = [begin, begin - 4]
+
+
 def twice(header):
     return json.dumps(header)[:-1] + ', "norm": ' + json.dumps(header["norm"]) + "}"
 
@@ -457,6 +491,7 @@ DAMAGED = {
     "a negative size": (entry("norm", shape=[-5]), "does not say where tensor norm is"),
     "a size that is true": (entry("norm", shape=[True]), "does not say where tensor norm is"),
     "data upside down": (entry("a.weight", data_offsets=[0, 0]), "the data of tensor .* does not follow on"),
+    "data that ends before it begins": (edited_header(backwards), "the data of tensor b.weight does not follow on"),
     "a gap": (edited_header(lambda header: header.pop("norm")), "the data of tensor .* does not follow on"),
     "a huge tensor": (edited_header(lambda header: header.update(z=HUGE)), "does not follow on"),
     "a huge tensor alone": (
@@ -538,6 +573,8 @@ def test_transformers_does_not_load_it(packed_llama):
 
     with pytest.raises(OSError, match="safetensors"):
         AutoModelForCausalLM.from_pretrained(packed_llama)
+    with pytest.raises(UserError, match=r"is packed .* unpack it first"):
+        load_torch_model(packed_llama)
 
 
 LOADERS = {
