@@ -15,8 +15,7 @@ if __name__ == "__main__":
 
 import importlib.metadata
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ from .text import aligned
 if TYPE_CHECKING:
     import torch
 
-    from .variants import Variants
+    from .decoding import Generated
 
 BACKENDS = ("cpu", "cuda")
 NEW_TOKENS, REPEATS = 32, 5
@@ -94,30 +93,17 @@ def measure(
         import torch
 
         from . import decoding, variants
-        from .sparse_linear import stored_bytes
     except ImportError as error:
         raise UserError(f"PyTorch is not installed ({error}): pip install 'neuroal-jax[eval]'") from error
     start = make_prompt(dense_path, model, new_tokens, text=prompt, file=prompt_file, tokens=prompt_tokens)
     build = variants.on_cpu if backend == "cpu" else variants.on_cuda
     found = build(dense_path, model, variants.Pruned(pruned or model, pruned_path, masks))
     ids = torch.tensor([start.ids], device=backend)
-    with _threads(threads) as used_threads:
-        for name, generated in decoding.in_turns(found.models, ids, new_tokens, 1).items():  # warms up
-            if not generated[0].logits.isfinite().all():
-                raise UserError(f"{name} of {pruned or model} gives logits that are NaN or infinite: check the model")
+    pair = ("control", found.sparse)
+    with decoding.threads_of_torch(threads) as used_threads:
         generations = decoding.in_turns(found.models, ids, new_tokens, repeats)
-        tokens = {name: list(each[-1].tokens) for name, each in generations.items()}
-        difference = _first_difference(found, ids, tokens)
-    figures = {
-        name: {
-            "dtype": str(next(variant.parameters()).dtype).removeprefix("torch."),
-            "bytes": stored_bytes(variant),
-            "prefill": rates.phase(len(start.ids), [each.prefill for each in generations[name]]),
-            "decode": rates.phase(new_tokens - 1, [each.decode for each in generations[name]]),
-            "tokens": tokens[name],
-        }
-        for name, variant in found.models.items()
-    }
+        difference = decoding.first_difference(*pair, found.models, ids, generations)
+    figures = {name: _figures(found.models[name], generations[name], len(start.ids)) for name in found.models}
     sparsity = found.zeros / found.weights
     on_cpu = backend == "cpu"
     return {
@@ -133,11 +119,7 @@ def measure(
         "variants": {
             name: {**figures[name], "ratios": rates.ratios(figures, name, found.baselines)} for name in figures
         },
-        "same_tokens": {
-            "variants": ["control", found.sparse],
-            "equal": difference is None,
-            "first_difference": difference,
-        },
+        "same_tokens": {"variants": [*pair], "equal": difference is None, "first_difference": difference},
         "warnings": rates.warnings_of(found.widths, sparsity, len(start.ids), figures) if on_cpu else [],
         "unreliable": rates.unreliable(figures, used_threads, usable_cores(), load, on_cpu=on_cpu),
         "machine": {
@@ -152,39 +134,18 @@ def measure(
     }
 
 
-@contextmanager
-def _threads(number: int | None) -> Iterator[int]:
-    """Has PyTorch use so many threads meanwhile; yields how many these are."""
-    import torch
+def _figures(model: "torch.nn.Module", generations: "Sequence[Generated]", prompt_tokens: int) -> dict[str, Any]:
+    """What is told of one variant, but its ratios."""
+    from .sparse_linear import stored_bytes
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-
-
-def _first_difference(
-    found: "Variants", prompt: "torch.Tensor", tokens: Mapping[str, Sequence[int]]
-) -> dict[str, Any] | None:
-    """The first new token in which the pruned model differs from its dense form; None where there is none.
-
-    Returns:
-        Its `position` (0: the first new one) and, of both, the `token` and the `logits` of both tokens there.
-    """
-    from .decoding import generate
-
-    names = ("control", found.sparse)
-    pairs = list(zip(*(tokens[name] for name in names), strict=True))
-    position = next((place for place, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
-    if position is None:
-        return None
-    described: dict[str, Any] = {"position": position}
-    for name, token in zip(names, pairs[position], strict=True):
-        logits = generate(found.models[name], prompt, position + 1).logits
-        described[name] = {"token": token, "logits": {str(each): float(logits[each]) for each in pairs[position]}}
-    return described
+    tokens = list(generations[-1].tokens)
+    return {
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "bytes": stored_bytes(model),
+        "prefill": rates.phase(prompt_tokens, [each.prefill for each in generations]),
+        "decode": rates.phase(len(tokens) - 1, [each.decode for each in generations]),
+        "tokens": tokens,
+    }
 
 
 def _versions() -> dict[str, str]:

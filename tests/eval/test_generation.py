@@ -212,10 +212,16 @@ def test_the_figures_add_up(measured, llama, masks):
 
 def test_every_repeat_takes_its_turn(monkeypatch):
     order = []
-    monkeypatch.setattr(decoding, "generate", lambda model, *_: order.append(model))
+
+    def generate(model, *_):
+        order.append(model)
+        return decoding.Generated((len(order),), Seconds(0, 0), Seconds(0, 0), torch.zeros(1))
+
+    monkeypatch.setattr(decoding, "generate", generate)
     found = decoding.in_turns({"a": "A", "b": "B"}, torch.zeros(1, 1), 2, 3)
-    assert order == ["A", "B"] * 3
-    assert {name: len(each) for name, each in found.items()} == {"a": 3, "b": 3}
+    assert order == ["A", "B"] * 4  # the first of which are not counted
+    numbers = {name: [each.tokens for each in generations] for name, generations in found.items()}
+    assert numbers == {"a": [(3,), (5,), (7,)], "b": [(4,), (6,), (8,)]}
 
 
 def test_threads_are_as_asked_and_given_back(llama, masks):
@@ -247,7 +253,11 @@ def test_a_first_difference_is_told_with_its_logits(llama, masks, monkeypatch):
     logits = difference["csr"]["logits"]
     assert set(logits) == {str(ours[place]), "17"}
     assert logits["17"] > 9000 > logits[str(ours[place])]
-    assert difference["control"]["logits"][str(ours[place])] > difference["control"]["logits"]["17"]
+    control = variants.on_cpu(llama, "it", variants.Pruned("it", masks=masks)).models["control"]
+    ids = prompts.make_prompt(llama, "it", 5, text=None, file=None, tokens=6).ids
+    expected = control(torch.tensor([[*ids, *ours[:place]]])).logits[0, -1].detach()
+    for token in (ours[place], 17):
+        assert difference["control"]["logits"][str(token)] == pytest.approx(float(expected[token]), abs=1e-4)
     assert f"control and csr differ from new token {place} on (control: {ours[place]}, logits" in table(found)
 
 
@@ -260,7 +270,7 @@ def test_logits_that_are_no_numbers_are_refused(llama, masks, monkeypatch):
         return made
 
     monkeypatch.setattr(variants, "with_csr", broken)
-    with pytest.raises(UserError, match=r"csr of .* gives logits that are NaN or infinite"):
+    with pytest.raises(UserError, match="csr gives logits that are NaN or infinite"):
         measure(str(llama), masks=masks, **QUICK)
 
 
