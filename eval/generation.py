@@ -186,7 +186,7 @@ def _sentences(result: Mapping[str, Any]) -> list[str]:
     first = (
         f"{result['prompt']['tokens']} prompt tokens, always {result['new_tokens']} new ones (none ends the text); "
         f"medians of {result['repeats']} repeats in turns; {result['sparsity']['achieved']:.4f} of the linears' "
-        f"weights are zero; {machine['threads']} threads on {machine['gpu'] or machine['cpu']}"
+        f"weights are zero; threads: {machine['threads']}, on {machine['gpu'] or machine['cpu']}"
     )
     names = " and ".join(same["variants"])
     difference = same["first_difference"]

@@ -45,7 +45,7 @@ def generation_table(found: Mapping[str, Any], manifest: Manifest) -> Generation
     sentence = (
         f"Greedy generation by PyTorch {found['versions']['torch']} and transformers, not by the paper's engine: "
         f"{found['prompt']['tokens']} prompt tokens, {found['new_tokens']} new ones; medians of {found['repeats']} "
-        f"repeats, {machine['threads']} threads on {machine['gpu'] or machine['cpu']}. "
+        f"repeats, threads: {machine['threads']}, on {machine['gpu'] or machine['cpu']}. "
     )
     same = found["same_tokens"]
     pair = " and ".join(map(_name, same["variants"]))
