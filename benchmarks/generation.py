@@ -107,8 +107,8 @@ def conditions(result: Mapping[str, Any], blocks: int) -> str:
         f"Random Llamas of {blocks} blocks with a vocabulary of {VOCABULARY}, which stays dense; "
         f"{result['prompt']['tokens']} prompt tokens, {result['new_tokens']} new ones, medians of {result['repeats']} "
         f"repeats in turns; PyTorch {versions['torch']}, transformers {versions['transformers']}, threads: "
-        f"{machine['threads']}, on {machine['cpu']}, {machine['cores']} cores. This is not the paper's engine. Where the "
-        "machine was shared by the signs that `eval.generation` looks for, CPU seconds say more than tokens per second."
+        f"{machine['threads']}, on {machine['cpu']}, {machine['cores']} cores. This is not the paper's engine. Where "
+        "the machine was shared by the signs that `eval.generation` looks for, CPU seconds say more than tokens a second."
     )
 
 
