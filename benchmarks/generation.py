@@ -37,7 +37,7 @@ CACHE = ".bench/generation"
 _CALIBRATION = (8, 128)  # sequences and tokens
 
 
-def make_model(place: Path, hidden: int, intermediate: int, blocks: int) -> None:
+def make_model(place: Path, hidden: int, intermediate: int, blocks: int, vocabulary: int) -> None:
     """Writes a random Llama in bf16, and random token ids to calibrate with beside it, unless they are there."""
     if (place / "tokens.npy").is_file():
         return
@@ -45,8 +45,8 @@ def make_model(place: Path, hidden: int, intermediate: int, blocks: int) -> None
 
     place.mkdir(parents=True, exist_ok=True)
     heads = max(1, hidden // HEAD_SIZE)
-    write_random_llama(place, shape(hidden, intermediate, blocks, heads, heads, VOCABULARY), "bfloat16")
-    np.save(place / "tokens.npy", np.random.default_rng(0).integers(0, VOCABULARY, _CALIBRATION))  # last: all is there
+    write_random_llama(place, shape(hidden, intermediate, blocks, heads, heads, vocabulary), "bfloat16")
+    np.save(place / "tokens.npy", np.random.default_rng(0).integers(0, vocabulary, _CALIBRATION))  # last: all is there
 
 
 def prune(model: Path, out: Path, allocation: str, sparsity: float) -> None:
@@ -100,15 +100,15 @@ def _cells(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def conditions(result: Mapping[str, Any], blocks: int) -> str:
+def conditions(result: Mapping[str, Any], blocks: int, vocabulary: int) -> str:
     """What the numbers were measured on, and with."""
     machine, versions = result["machine"], result["versions"]
     return (
-        f"Random Llamas of {blocks} blocks with a vocabulary of {VOCABULARY}, which stays dense; "
+        f"Random Llamas of {blocks} blocks with a vocabulary of {vocabulary}, which stays dense; "
         f"{result['prompt']['tokens']} prompt tokens, {result['new_tokens']} new ones, medians of {result['repeats']} "
         f"repeats in turns; PyTorch {versions['torch']}, transformers {versions['transformers']}, threads: "
-        f"{machine['threads']}, on {machine['cpu']}, {machine['cores']} cores. This is not the paper's engine. Where the "
-        "machine was shared by the signs that `eval.generation` looks for, CPU seconds say more than tokens per second."
+        f"{machine['threads']}, on {machine['cpu']}, {machine['cores']} cores. This is not the paper's engine. Where "
+        "the machine was shared, by the signs that `eval.generation` looks for, CPU seconds say more than rates."
     )
 
 
@@ -127,8 +127,8 @@ def bench(options: argparse.Namespace) -> None:
         quiet()
         try:
             for name in options.shapes:
-                place = options.cache / f"llama-{name}-{options.blocks}"
-                make_model(place / "model", int(name), SHAPES[name], options.blocks)
+                place = options.cache / f"llama-{name}-{options.blocks}-{options.vocabulary}"
+                make_model(place / "model", int(name), SHAPES[name], options.blocks, options.vocabulary)
                 for sparsity in options.sparsities:
                     for allocation in options.allocations:
                         out = place / f"{allocation}-{sparsity:g}"
@@ -146,7 +146,7 @@ def bench(options: argparse.Namespace) -> None:
                         print(f"{name} {allocation} {sparsity:g}: {reasons or 'measured'}", flush=True)
         finally:
             if found:
-                print("\n".join(["", *table(found), "", conditions(found[0][3], options.blocks)]))
+                print("\n".join(["", *table(found), "", conditions(found[0][3], options.blocks, options.vocabulary)]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -157,6 +157,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--sparsities", type=_fractions, default=SPARSITIES, metavar="LIST", help="(default: 0.5,0.6,0.7,0.8)")
     add("--allocations", type=_names, default=ALLOCATIONS, metavar="LIST", help="(default: uniform,neuroal)")
     add("--blocks", type=partial(positive, "blocks"), default=4, metavar="N", help="of each model (default: 4)")
+    add(
+        "--vocabulary",
+        type=partial(positive, "vocabulary"),
+        default=VOCABULARY,
+        metavar="N",
+        help=f"of each model: its dense head is more of a few blocks' work than of many (default: {VOCABULARY})",
+    )
     add("--new-tokens", type=partial(whole, "new_tokens", low=2), default=NEW_TOKENS, metavar="N")
     add("--repeats", type=partial(positive, "repeats"), default=REPEATS, metavar="N")
     add("--threads", type=partial(positive, "threads"), metavar="N", help="of PyTorch (default: its own choice)")

@@ -11,14 +11,13 @@ def tiny(tmp_path, monkeypatch):
     """Arguments for a tiny shape, and what was started so far."""
     started = []
     monkeypatch.setattr(generation, "SHAPES", {"32": 56})
-    monkeypatch.setattr(generation, "VOCABULARY", 96)
 
     def process(module, log):
         started.append(module)
         return in_this_process(module, log)
 
     monkeypatch.setattr(generation, "process", process)
-    given = ["--shapes", "32", "--blocks", "2", "--new-tokens", "3", "--repeats", "1"]
+    given = ["--shapes", "32", "--blocks", "2", "--vocabulary", "96", "--new-tokens", "3", "--repeats", "1"]
     return [*given, "--cache", str(tmp_path / "bench")], started
 
 
