@@ -27,6 +27,7 @@ from neuroal_jax.command.program import run_program
 from neuroal_jax.command.values import fraction, path_to, positive, whole
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.claims import claimed
+from neuroal_jax.files.writing import replaced
 from neuroal_jax.run.outputs import MANIFEST, MASKS
 
 SHAPES = {"2048": 5632, "4096": 11008}  # hidden and intermediate sizes of Llamas of 1B and 7B
@@ -46,7 +47,8 @@ def make_model(place: Path, hidden: int, intermediate: int, blocks: int, vocabul
     place.mkdir(parents=True, exist_ok=True)
     heads = max(1, hidden // HEAD_SIZE)
     write_random_llama(place, shape(hidden, intermediate, blocks, heads, heads, vocabulary), "bfloat16")
-    np.save(place / "tokens.npy", np.random.default_rng(0).integers(0, vocabulary, _CALIBRATION))  # last: all is there
+    with replaced(place / "tokens.npy") as whole, whole.open("wb") as file:  # last: where it is, all is
+        np.save(file, np.random.default_rng(0).integers(0, vocabulary, _CALIBRATION))
 
 
 def prune(model: Path, out: Path, allocation: str, sparsity: float) -> None:

@@ -224,7 +224,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         needed = operations_needed(
             checkpoint,
             [len(candidates) for candidates in manifest["candidates"].values()],
-            ALLOCATIONS.module(options.allocation).lone_walks(config.plain() | config.changed_by_pruner()),
+            ALLOCATIONS.module(options.allocation).lone_walks(config.plain() | config.changed_by_pattern()),
             operations(checkpoint, len(few), options.seqlen),
             operations(checkpoint, options.samples, options.seqlen),
         )

@@ -38,9 +38,10 @@ from .packing import pack, unpack
 from .torch_weights import masked_weights
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
-SEMI_STRUCTURED_TILE = 64  # shapes that are multiples of this fit PyTorch's 2:4 kernels in 16 bits, on all GPUs
+SEMI_STRUCTURED_TILE = (32, 64)  # shapes that are multiples of this fit PyTorch's 2:4 kernels in 16 bits
 
 log = logging.getLogger("neuroal_jax")
 
@@ -77,20 +78,29 @@ def apply_masks(model: "torch.nn.Module", path: str | Path, *, saved_by_run: boo
             kept = torch.from_numpy(masks.mask(name)).to(weight.device)
             weight.masked_fill_(~kept, 0)
     if (use := semi_structured_use(masks)) is not None:
-        log.info(use)
+        log.warning(use)  # the level that a library's user sees
     return model
 
 
 def semi_structured_use(masks: PackedMasks) -> str | None:
-    """What PyTorch's semi-structured kernels can make of masks; None where two of four do not stay everywhere."""
-    if masks.pattern is None or (masks.pattern.kept, masks.pattern.size) != (2, 4):
+    """What PyTorch's 2:4 kernels can make of masks with a pattern; None if nothing."""
+    if masks.pattern is None:
         return None
-    shapes = [(len(packed), masks.widths[name]) for name, packed in masks.packed.items()]
-    fitting = sum(not any(size % SEMI_STRUCTURED_TILE for size in shape) for shape in shapes)
+    fitting = sum(fits_semi_structured(masks.mask(name)) for name in masks.packed)
+    if not fitting:
+        return None
     return (
-        f"2 of 4 stay: on CUDA, in float16 and bfloat16, torch.sparse.to_sparse_semi_structured takes {fitting} of "
-        f"{len(shapes)} linears (those whose outputs and inputs are multiples of {SEMI_STRUCTURED_TILE})"
+        f"at most 2 of every 4 stay in {fitting} of {len(masks.packed)} linears of fitting shapes: on CUDA, in float16 "
+        "and bfloat16, torch.sparse.to_sparse_semi_structured takes these"
     )
+
+
+def fits_semi_structured(kept: "np.ndarray | torch.Tensor") -> bool:
+    """Whether PyTorch has a 2:4 kernel in 16 bits for a weight `[out, in]`, by what is kept of it."""
+    out, width = kept.shape
+    if out % SEMI_STRUCTURED_TILE[0] or width % SEMI_STRUCTURED_TILE[1]:
+        return False
+    return bool((kept.reshape(out, -1, 4).sum(-1) <= 2).all())
 
 
 def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = False) -> None:

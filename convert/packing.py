@@ -178,6 +178,8 @@ def _read_digests(source: Path) -> Mapping[str, str]:
         files = content.get("files")
         if not isinstance(files, dict) or not all(isinstance(v, str) and _SHA256.fullmatch(v) for v in files.values()):
             raise ValueError("'files' is no object of SHA-256")
+        if "config.json" not in files or not any(map(_is_weights, files)):
+            raise ValueError("'files' names no config.json, or no weights")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): copy it again") from error
     return files

@@ -95,7 +95,7 @@ class Sizes:
         """Operations of fitting kept weights: of each input in two blocks, and of its products; solving is left out."""
         operations, before = 0.0, 0
         for width, outputs in self.inputs:
-            operations += 2 * 2.0 * before + 3 * 2.0 * width**2
+            operations += 2 * 2.0 * before + 2.0 * (width**2 + 2 * width * min(width, outputs))
             before += width * outputs
         attention = 2 * (len(self.inputs) - 1) * 2.0 * self.attention * seqlen
         return windows * seqlen * (self.blocks * operations + attention)
@@ -219,7 +219,7 @@ def _stages(config: PruneConfig) -> dict[Key, int]:
     """The candidates of each stage of a run's search, by what tells it from other stages of its sweep."""
     if not config.searches or not hasattr(code := ALLOCATIONS.module(config.allocation), "stage_sizes"):
         return {}
-    options = config.plain() | config.changed_by_pruner()
+    options = config.plain() | config.changed_by_pattern()
     sizes, rows_alone = code.stage_sizes(options, config.sparsity), options["step"] == "row"
     stages: dict[Key, int] = {(rows_alone, *sizes[: place + 1]): size for place, size in enumerate(sizes)}
     alone = code.lone_walks(options)

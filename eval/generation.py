@@ -29,7 +29,7 @@ from neuroal_jax.errors import UserError
 from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.writing import new_json
 from neuroal_jax.machine.processor import load_average, processor_name, usable_cores
-from neuroal_jax.masks.file import masks_of
+from neuroal_jax.masks.file import kept_sha256, masks_of
 from neuroal_jax.report.generation import FORMAT, GENERATION
 from neuroal_jax.version import __version__
 
@@ -83,6 +83,8 @@ def measure(
         raise UserError("--masks and --pruned both name the pruned model: pass one of them")
     if masks is None and pruned is None:
         raise UserError("the pruned model is missing: pass --masks or --pruned")
+    if new_tokens < 2:
+        raise UserError(f"--new-tokens is {new_tokens}, expected at least 2: the prompt's pass gives the first")
     load = load_average()  # before anything here adds to it
     dense_path, pruned_path = locate(model), None if pruned is None else locate(pruned, "--pruned")
     source = SafetensorsSource(dense_path)  # here and below: refuses a checkpoint without safetensors before all work
@@ -115,6 +117,7 @@ def measure(
         "prompt": {"origin": start.origin, "tokens": len(start.ids), "sha256": start.sha256},
         "new_tokens": new_tokens,
         "repeats": repeats,
+        "kept_sha256": kept_sha256(found.kept if packed is None else packed.packed),
         "sparsity": {"zeros": found.zeros, "weights": found.weights, "achieved": sparsity},
         "variants": {
             name: {**figures[name], "ratios": rates.ratios(figures, name, found.baselines)} for name in figures

@@ -108,7 +108,7 @@ def _has_effect(name: str, options: Mapping[str, Any]) -> bool:
 
 def _place(config: PruneConfig, out: Path) -> Run:
     """A run with its directory, named by its options as they were understood; NeuroAL's step where it is not both."""
-    config = replace(config, **config.changed_by_pruner())
+    config = replace(config, **config.changed_by_pattern())
     step = config.step if config.searches and ALLOCATIONS[config.allocation].steps else None
     own = not config.searches or config.objective == ALLOCATIONS[config.allocation].objective
     objective = None if own else config.objective

@@ -53,17 +53,20 @@ def make_prompt(
         config = load_config(path)
     except ValueError as error:
         raise UserError(f"transformers cannot read the config of {name} ({str(error)[:200]})") from error
+    text_config = config.get_text_config()
+    vocabulary, context = (getattr(text_config, key, None) for key in ("vocab_size", "max_position_embeddings"))
+    if not isinstance(vocabulary, int):
+        raise UserError(f"the config of {name} has no vocab_size: expected a causal language model of text")
     if tokens is not None:
-        ids = _random(tokens, config.vocab_size)
+        ids = _random(tokens, vocabulary)
     elif file is not None:
         ids = _tokenized(path, name, _read(file))
     else:
         ids = _tokenized(path, name, TEXT if text is None else text)
     if not ids:
         raise UserError(f"{flag} holds no tokens")
-    if max(ids) >= config.vocab_size:
-        raise UserError(f"the tokenizer of {name} gives token {max(ids)}, beyond its vocabulary of {config.vocab_size}")
-    context = getattr(config, "max_position_embeddings", None)
+    if max(ids) >= vocabulary:
+        raise UserError(f"the tokenizer of {name} gives token {max(ids)}, beyond its vocabulary of {vocabulary}")
     if context is not None and len(ids) + new_tokens > context:
         raise UserError(
             f"{flag} has {len(ids)} tokens, and --new-tokens {new_tokens} follow: more than the context of {name}, "
@@ -80,6 +83,10 @@ def _read(file: Path) -> str:
 
 
 def _tokenized(path: Path, name: str, text: str) -> tuple[int, ...]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt is no text in UTF-8 ({error.reason})") from error
     try:
         tokenizer: Any = load_tokenizer(path)
         return tuple(tokenizer(text)["input_ids"])

@@ -60,12 +60,13 @@ def unreliable(
 ) -> list[str]:
     """Why the figures may be those of a machine that did other work, too; empty if nothing says so.
 
-    Three signs count, each by itself:
+    Two signs count, each by itself:
 
-    - at the start, the load average of a minute is beyond what this program's threads (perhaps of its last
-      measurement), or programs on the other cores, would make it;
     - the decode that used most of its threads' time used less than `LEAST_USE` of it (on a CPU);
     - wall or CPU seconds of a decode differ by more than `MOST_SPREAD` between repeats.
+
+    With one of these, a load average at the start beyond what this program's threads or the other cores would make is
+    told too: alone it may be of what this program did the minute before.
 
     Args:
         variants: Their figures.
@@ -75,9 +76,6 @@ def unreliable(
         on_cpu: Whether the models run on the CPU.
     """
     reasons = []
-    expected = max(threads, cores - threads) + SLACK
-    if load is not None and load > expected:
-        reasons.append(f"the load average was {load:.2f} at the start, beyond {expected:g}: other programs ran")
     decodes = {name: variant["decode"] for name, variant in variants.items()}
     used = max(decode["cpu"]["median"] / decode["wall"]["median"] for decode in decodes.values())
     if on_cpu and used < LEAST_USE * threads:
@@ -91,6 +89,9 @@ def unreliable(
             reasons.append(f"{name}: wall seconds differ by {wall:.0%}, CPU seconds by {cpu:.0%}: it had to wait")
         elif on_cpu and cpu > MOST_SPREAD:
             reasons.append(f"{name}: CPU seconds differ by {cpu:.0%} between repeats: the machine's speed changed")
+    expected = max(threads, cores - threads) + SLACK
+    if reasons and load is not None and load > expected:
+        reasons.append(f"the load average was {load:.2f} at the start, beyond {expected:g}: other programs ran")
     return reasons
 
 

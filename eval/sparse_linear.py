@@ -9,8 +9,9 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
-from neuroal_jax.convert.masks_to_torch import SEMI_STRUCTURED_TILE
+from neuroal_jax.convert.masks_to_torch import SEMI_STRUCTURED_TILE, fits_semi_structured
 from torch import nn
 
 from neuroal_jax.errors import UserError
@@ -110,11 +111,14 @@ def check_semi_structured(linears: Mapping[str, nn.Linear]) -> None:
 
 def two_of_four_problem(weight: torch.Tensor) -> str:
     """Why a weight `[out, in]` has no 2:4 form that PyTorch multiplies by; empty if it has one."""
-    if any(size % SEMI_STRUCTURED_TILE for size in weight.shape):
-        return f"has shape {list(weight.shape)}, expected multiples of {SEMI_STRUCTURED_TILE}"
-    kept = (weight.reshape(len(weight), -1, 4) != 0).sum(dim=-1)  # [out, in / 4]
-    beyond = int((kept > 2).sum())
-    return f"keeps more than 2 weights in {beyond} of {kept.numel()} groups of 4" if beyond else ""
+    kept = weight != 0
+    if fits_semi_structured(kept):
+        return ""
+    rows, columns = SEMI_STRUCTURED_TILE
+    if len(weight) % rows or weight.shape[1] % columns:
+        return f"has shape {list(weight.shape)}, expected multiples of {rows} and {columns}"
+    groups = kept.reshape(len(weight), -1, 4).sum(dim=-1)  # [out, in / 4]
+    return f"keeps more than 2 weights in {int((groups > 2).sum())} of {groups.numel()} groups of 4"
 
 
 def _semi_structured(linear: nn.Linear) -> nn.Linear:
@@ -139,6 +143,11 @@ def _bytes(tensor: torch.Tensor) -> int:
     else:
         parts = [tensor]
     return sum(part.numel() * part.element_size() for part in parts)
+
+
+def packed_masks(linears: Mapping[str, nn.Linear]) -> dict[str, np.ndarray]:
+    """Where the weights of linears are not zero, packed along the input axis."""
+    return {name: np.packbits((linear.weight != 0).cpu().numpy(), axis=1) for name, linear in linears.items()}
 
 
 def count_zeros(linears: Mapping[str, nn.Linear]) -> int:

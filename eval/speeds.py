@@ -6,7 +6,7 @@ from typing import Any
 from neuroal_jax.command.values import boolean
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import number, read_json
-from neuroal_jax.report.generation import FORMAT, GENERATION
+from neuroal_jax.report.generation import FORMAT, GENERATION, is_of_run
 from neuroal_jax.report.page import rewrite_report
 
 from .accuracy import Start, log_for
@@ -47,7 +47,7 @@ def _arguments(run: Run, place: Path) -> list[str]:
     return ["--model", run.config.model, *pruned, *options, "--out", str(place), "--overwrite"]
 
 
-def measured(path: Path, run: Run) -> dict[str, float] | None:
+def measured(path: Path, run: Run) -> dict[str, Any] | None:
     """The columns of a file of `eval.generation`; None if there is none, or something else was measured."""
     asked = (FORMAT, run.config.model, "cpu", "prompt-tokens", PROMPT_TOKENS, NEW_TOKENS, REPEATS)
     try:
@@ -57,7 +57,9 @@ def measured(path: Path, run: Run) -> dict[str, float] | None:
         columns = {
             "decode_tokens_per_second": round(number(csr["decode"]["tokens_per_second"]), 2),
             "decode_vs_dense_fp32": round(number(csr["ratios"]["dense_fp32"]["decode"]), 3),
+            "decode_reliable": "no" if found["unreliable"] else "yes",
         }
-        return columns if (*settings, found["new_tokens"], found["repeats"]) == asked else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        same = (*settings, found["new_tokens"], found["repeats"]) == asked and is_of_run(found, path.parent)
+        return columns if same else None
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -154,8 +154,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         raise UserError(f"--preset {shown(preset)} is unknown: expected one of {', '.join(PRESETS)}")
     values = {**DEFAULTS, **PRESETS.get(str(preset), {}), **from_file, **given, "config": file, "dry_run": dry_run}
     asked = read_pattern(kept_of("pattern", values.get("pattern", NONE)))
-    if asked is not None and asked.sparsity is not None and values.get("sparsities") is None:
-        values["sparsities"] = [asked.sparsity]
+    if asked is not None and asked.sparsity is not None and "sparsities" not in {**from_file, **given}:
+        values["sparsities"] = [asked.sparsity]  # in place of a preset's
     for name in (*AXES, "out"):
         if values.get(name) is None:
             raise UserError(f"{flag(name)} is missing (see --help)")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from neuroal_jax.convert.masks_to_torch import apply_masks
 from torch import nn
@@ -15,6 +16,7 @@ from .sparse_linear import (
     block_linears,
     check_semi_structured,
     count_zeros,
+    packed_masks,
     semi_structured,
     with_csr,
     with_own_weights,
@@ -48,12 +50,14 @@ class Variants:
         widths: Number of inputs of each pruned linear.
         zeros: Number of zeros in them.
         weights: Number of weights in them.
+        kept: Where they are not zero, packed along the input axis, by linear.
     """
 
     models: dict[str, nn.Module]
     widths: list[int]
     zeros: int
     weights: int
+    kept: dict[str, np.ndarray]
 
     @property
     def baselines(self) -> list[str]:
@@ -131,4 +135,5 @@ def _variants(models: dict[str, nn.Module]) -> Variants:
     linears = block_linears(models["control"])
     widths = [linear.in_features for linear in linears.values()]
     weights = sum(linear.weight.numel() for linear in linears.values())
-    return Variants({key: model.eval() for key, model in models.items()}, widths, count_zeros(linears), weights)
+    evaluated = {key: model.eval() for key, model in models.items()}
+    return Variants(evaluated, widths, count_zeros(linears), weights, packed_masks(linears))

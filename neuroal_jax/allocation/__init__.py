@@ -13,8 +13,8 @@ class AllocationEntry(Entry):
 
     - `stage_sizes(options, sparsity)`: the most candidates of each of its stages, for one that searches;
     - `lone_walks(options)`: how many times one candidate walks alone beside these, for one that searches;
-    - `settle(options, by_row)`: options that change where the pattern does not tell rows apart, by name; raises
-      IllegalCombination for what makes no sense then.
+    - `settle(options, rows_alike)`: options that change where rows cannot be told apart, by name, and `rows_alike` says
+      why they cannot; raises IllegalCombination for what makes no sense then.
 
     Attributes:
         needs: Statistics of the dense model's inputs that it measures over the calibration set.

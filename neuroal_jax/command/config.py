@@ -283,7 +283,7 @@ class PruneConfig(OptionsOfMethods):
                 "use --objective alignment or --budget exact"
             )
         self._check_search_refine()
-        self.changed_by_pruner()  # or says why it cannot be
+        self.changed_by_pattern()  # or says why it cannot be
 
     def _check_pattern(self) -> None:
         asked = self.kept_of
@@ -294,7 +294,7 @@ class PruneConfig(OptionsOfMethods):
                 f"--pattern {asked} does not go with --budget reference, as the released code prunes no groups: use "
                 "--budget exact"
             )
-        if asked.kept is not None and self.allocation != UNIFORM:
+        if asked.kept is not None and self.allocation in ALLOCATIONS and self.allocation != UNIFORM:
             raise IllegalCombination(
                 f"--pattern {asked} keeps as much in every block and row, which leaves --allocation {self.allocation} "
                 f"nothing to decide: use --allocation uniform, or --pattern auto:{asked.size}"
@@ -361,8 +361,15 @@ class PruneConfig(OptionsOfMethods):
         """Whether every row has a number of its own, so that an allocation can tell rows apart."""
         return PATTERNS[PRUNERS[self.pruner].pattern if self.kept_of is None else N_OF_M].by_row
 
-    def changed_by_pruner(self) -> dict[str, Any]:
-        """Options of the search that the pruner makes others of, by name: NeuroAL has no row step under SparseGPT.
+    @property
+    def rows_alike(self) -> str:
+        """Why an allocation cannot tell rows apart, where it cannot, naming the option."""
+        if self.kept_of is None:
+            return f"--pruner {self.pruner} chooses over all rows of a linear"
+        return f"--pattern {self.pattern} keeps as many in every row"
+
+    def changed_by_pattern(self) -> dict[str, Any]:
+        """Options of the search that are others where rows are alike, by name: NeuroAL has no row step then.
 
         Raises:
             IllegalCombination: If nothing would be left of what was asked for.
@@ -370,7 +377,7 @@ class PruneConfig(OptionsOfMethods):
         if self.allocation not in ALLOCATIONS or self.by_row:
             return {}
         code = ALLOCATIONS.module(self.allocation)
-        changes: dict[str, Any] = code.settle(self.plain(), by_row=False) if hasattr(code, "settle") else {}
+        changes: dict[str, Any] = code.settle(self.plain(), self.rows_alike) if hasattr(code, "settle") else {}
         return changes
 
     def plain(self) -> dict[str, Any]:
@@ -397,7 +404,7 @@ class PruneConfig(OptionsOfMethods):
         if asked.sparsity is None:
             return found
         if found is not None and not math.isclose(found, asked.sparsity, abs_tol=1e-6):
-            raise UserError(
+            raise IllegalCombination(
                 f"--sparsity {found:g} and --pattern {asked}, which is {asked.sparsity:g}, differ: leave one of them "
                 "out"
             )

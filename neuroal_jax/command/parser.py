@@ -105,6 +105,9 @@ def read_yaml(path: Path, known: Collection[str]) -> dict[str, Any]:
     return check_names(content, known, f"--config {path}")
 
 
+_BASE_60 = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+
+
 def _plain_yaml(text: str) -> Any:
     """The value of a YAML text without anchors, which a few lines could make a terabyte of, and without double keys."""
     import yaml
@@ -120,5 +123,11 @@ def _plain_yaml(text: str) -> Any:
             if len(found) < len(node.value):
                 raise ValueError("a key appears twice")
             return found
+
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            of_colons = kind is yaml.ScalarNode and implicit[0] and ":" in value
+            tag = super().resolve(kind, value, implicit)
+            # YAML 1.1 takes 2:4 for a number of base 60; here it is what it is on the command line.
+            return "tag:yaml.org,2002:str" if of_colons and tag in _BASE_60 else tag
 
     return yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)

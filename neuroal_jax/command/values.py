@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.protection import lies_in, same_place
 from neuroal_jax.machine.group import Group
-from neuroal_jax.masks.patterns import KeptOf, read_pattern
+from neuroal_jax.masks.patterns import NONE, read_pattern
 from neuroal_jax.registry import Option
 
 LAMBDA_SETS = ("paper", "reference")
@@ -137,15 +137,14 @@ def group(name: str, value: Any) -> Group:
 def kept_of(name: str, value: Any) -> str:
     """How many of every few neighbours stay, as 2:4 or auto:8, or none."""
     try:
-        found = read_pattern(value) if isinstance(value, str) else KeptOf(None, 0)
+        if not isinstance(value, str):
+            raise ValueError
+        return str(read_pattern(value) or NONE)
     except ValueError:
-        found = KeptOf(None, 0)
-    if found is not None and not found.size:
         raise UserError(
             f"{flag(name)} is {shown(value)}, expected N:M, where N of every M neighbouring inputs of a row stay, as "
             "2:4; or auto:M, where every block has its own N, as auto:8; or none"
-        )
-    return "none" if found is None else str(found)
+        ) from None
 
 
 def memory_size(name: str, value: Any) -> int:

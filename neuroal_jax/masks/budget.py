@@ -60,8 +60,13 @@ class Budget:
         steps = self.pattern.steps
         if steps is not None and self.total * steps > (steps - 1) * self.prunable:
             raise UserError(
-                f"--sparsity {self.sparsity:g} is more than groups of {steps} can lose, of which at least one weight "
-                f"stays: at most {1 - 1 / steps:g}"
+                f"a sparsity of {self.sparsity:g} is more than groups of {steps} can lose, of which at least one "
+                f"weight stays: at most {1 - 1 / steps:g}"
+            )
+        if steps is not None and not self.total:
+            raise UserError(
+                f"a sparsity of {self.sparsity:g} prunes nothing: the least that one block can lose is 1 of every "
+                f"{steps} weights, {1 / steps / self.num_blocks:.4g} of the model"
             )
         if self.kind == EXACT and self.pattern.steps is None and self.total < self.source_zeros:
             raise UserError(

@@ -4,6 +4,7 @@ A safetensors file of uint8 tensors `[out, ceil(in / 8)]`: bits packed along the
 1 = kept.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -184,6 +185,14 @@ def _read_counts(path: Path, header: Mapping[str, Any], key: str) -> dict[str, i
     return counts
 
 
+def kept_sha256(packed: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of packed masks in the order of their names; that names begin otherwise makes no difference."""
+    digest = hashlib.sha256()
+    for name in sorted(packed):
+        digest.update(np.ascontiguousarray(packed[name]).data)
+    return digest.hexdigest()
+
+
 def in_block(name: str) -> bool:
     """Whether a tensor lies in a block, by its name."""
     return _IN_BLOCK.search(name) is not None
@@ -269,9 +278,26 @@ def check_zeros(
             problems.append(f"{name} {problem}")
         if masks.pattern is not None and (problem := group_problem(mask, masks.pattern)):
             problems.append(f"{name} {problem}")
+    if masks.pattern is not None and not problems:
+        problems = uneven_blocks(masks, masks.pattern)
     if problems:
         raise UserError(f"{model} is not what the masks describe: {shorten(problems)}")
     return {name: count for name, count in kept_zeros.items() if count}
+
+
+def uneven_blocks(masks: PackedMasks, asked: KeptOf) -> list[str]:
+    """What is wrong where linears of a block keep different numbers, of masks whose groups are alike in each linear."""
+    problems = []
+    firsts: dict[str, tuple[str, int]] = {}
+    for name, packed in masks.packed.items():
+        weights = packed.shape[0] * masks.widths[name]
+        if not weights:
+            continue
+        kept, match = int(np.bitwise_count(packed).sum()) * asked.size // weights, _IN_BLOCK.search(name)
+        first, expected = firsts.setdefault(name[: match.end()] if match else name, (name, kept))
+        if kept != expected:
+            problems.append(f"{name} keeps {kept} of {asked.size}, but {first}, in the same block, {expected}")
+    return problems
 
 
 def pruned_problem(mask: np.ndarray, zero: np.ndarray, kept_zeros: int) -> str | None:
@@ -293,6 +319,8 @@ def pruned_problem(mask: np.ndarray, zero: np.ndarray, kept_zeros: int) -> str |
 
 def group_problem(mask: np.ndarray, asked: KeptOf) -> str | None:
     """What is wrong with a mask `[out, in]`, True = kept, whose groups are to keep equally many; None if nothing is."""
+    if not mask.size:
+        return None
     if mask.shape[1] % asked.size:
         return f"has {mask.shape[1]} inputs, which are no whole groups of {asked.size}"
     kept = mask.reshape(-1, asked.size).sum(axis=1)

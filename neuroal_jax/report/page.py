@@ -22,8 +22,7 @@ from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.reading import read_json
 from neuroal_jax.files.writing import replace_text
 from neuroal_jax.report.facts import headline, key_facts, option_facts, run_title
-from neuroal_jax.report.generation import FORMAT as GENERATION_FORMAT
-from neuroal_jax.report.generation import GENERATION, generation_table
+from neuroal_jax.report.generation import GENERATION, GenerationTable, generation_of
 from neuroal_jax.report.recorded import FORMAT
 
 REPORT = "report.html"
@@ -32,14 +31,14 @@ _START_BYTES, _SIGNS = 2**18, (b"A pruning run of neuroal-jax", b"A sweep of neu
 
 
 def run_report(
-    manifest: Mapping[str, Any], allocation: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+    manifest: Mapping[str, Any], allocation: Mapping[str, Any], generation: GenerationTable | None = None
 ) -> str:
     """The HTML page of a run.
 
     Args:
         manifest: The content of manifest.json, which the page also holds as JSON.
         allocation: The content of allocation.json.
-        generation: The content of generation.json, if tokens per second were measured.
+        generation: Tokens per second, if they were measured.
 
     Raises:
         UserError: If the allocation's tensors are not linears of blocks.
@@ -55,7 +54,7 @@ def run_report(
         tiles=headline(manifest),
         facts=key_facts(manifest),
         options=option_facts(manifest),
-        generation=None if generation is None else generation_table(generation, manifest),
+        generation=generation,
     )
 
 
@@ -149,7 +148,7 @@ def rewrite_report(run: Path) -> None:
 def _read_run(run: Path) -> str:
     manifest = _read(run / "manifest.json", FORMAT)
     allocation = _read(run / "allocation.json", allocation_file.FORMAT)
-    generation = _read(run / GENERATION, GENERATION_FORMAT) if os.path.lexists(run / GENERATION) else None
+    generation = generation_of(run)
     try:
         return run_report(manifest, allocation, generation)
     except UserError as error:
@@ -157,9 +156,9 @@ def _read_run(run: Path) -> str:
     except MemoryError:
         raise
     except Exception as error:  # whatever the templates and Plotly say of values of other kinds than ours
-        files = ["manifest.json", "allocation.json", *([] if generation is None else [GENERATION])]
         raise UserError(
-            f"{run}: {' or '.join(files)} is damaged or of another version ({error!r}): run the pruner again"
+            f"{run}: manifest.json or allocation.json is damaged or of another version ({error!r}): run the pruner "
+            "again"
         ) from error
 
 

@@ -70,16 +70,11 @@ def settle(asked: PruneConfig) -> SettledRun:
     stage_sizes: list[int] = []
     if given is None:
         code = ALLOCATIONS.module(config.allocation)
-        changes = config.changed_by_pruner()
+        changes = config.changed_by_pattern()
         if changes:
             config = replace(config, **changes)
             settled = ", ".join(f"{flag(name)} {'none' if value == () else value}" for name, value in changes.items())
-            why = (
-                f"{config.pruner} chooses over all rows of a linear"
-                if config.kept_of is None
-                else (f"--pattern {config.pattern} keeps as many in every row")
-            )
-            log.info("%s: the search goes on with %s", why, settled)
+            log.info("%s: the search goes on with %s", config.rows_alike, settled)
         if ALLOCATIONS[config.allocation].hurts_updates and config.refine_updates and not config.search_refine:
             message = (
                 "--allocation %s was decided without --refine %s and hurts it: --allocation uniform is better here"
@@ -125,13 +120,18 @@ def _given(config: PruneConfig, checkpoint: Checkpoint) -> tuple[Allocation | No
         given, requested = load_allocation(path, names, shapes, checkpoint.num_blocks)
         requested = requested or mean_sparsity(given, shapes)
         if not config.by_row and any(isinstance(s, np.ndarray) for block in given.blocks for s in block.values()):
-            why, other = f"--pattern {config.pattern} keeps as many in every row", "pattern"
-            if config.kept_of is None:
-                why, other = f"--pruner {config.pruner} chooses over all rows of a linear", "pruner"
             raise UserError(
-                f"--allocation {config.allocation} lists rows, but {why}: use an allocation of NeuroAL's block step, "
-                f"or another {other}"
+                f"--allocation {config.allocation} lists rows, but {config.rows_alike}: use an allocation of NeuroAL's "
+                "block step"
             )
+        asked = config.kept_of
+        if asked is not None and asked.sparsity is not None:
+            values = np.concatenate([np.ravel(s) for block in given.blocks for s in block.values()])
+            if np.any(np.abs(values - asked.sparsity) > 1e-6):
+                raise UserError(
+                    f"--pattern {asked} prunes {asked.sparsity:g} of every linear, --allocation {config.allocation} "
+                    f"from {values.min():g} to {values.max():g}: use --pattern auto:{asked.size}"
+                )
     sparsity = config.sparsity or requested
     if sparsity is None or not 0 < sparsity < 1:
         raise UserError(f"--allocation {config.allocation} has the mean sparsity {sparsity}: give --sparsity")

@@ -56,27 +56,20 @@ def lone_walks(options: Mapping[str, Any]) -> int:
     return 0 if options["step"] == "block" else 1
 
 
-def settle(options: Mapping[str, Any], by_row: bool) -> dict[str, Any]:
+def settle(options: Mapping[str, Any], rows_alike: str) -> dict[str, Any]:
     """Without rows to tell apart, both steps become the block step.
 
     Args:
         options: All options of the run by name.
-        by_row: Whether every row has a number of its own.
+        rows_alike: Why rows cannot be told apart.
 
     Raises:
         IllegalCombination: If only the row step was asked for.
     """
-    if by_row or options["step"] == "block":
+    if options["step"] == "block":
         return {}
     if options["step"] == "row":
-        groups = options["pattern"] != "none"
-        raise IllegalCombination(
-            f"--step row does not go with --pattern {options['pattern']}, which keeps as many in every row: use --step "
-            "block"
-            if groups
-            else f"--step row does not go with --pruner {options['pruner']}, which chooses over all rows of a linear: "
-            "use --step block or another pruner"
-        )
+        raise IllegalCombination(f"--step row does not go with rows that are all alike: {rows_alike}; use --step block")
     return {"step": "block"}
 
 

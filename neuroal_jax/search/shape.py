@@ -84,9 +84,10 @@ def lone_walks(options: Mapping[str, Any]) -> int:
     return 1 if options["shape_row_lambdas"] else 0
 
 
-def settle(options: Mapping[str, Any], by_row: bool) -> dict[str, Any]:
+def settle(options: Mapping[str, Any], rows_alike: str) -> dict[str, Any]:
     """Without rows to tell apart there is no stage for them."""
-    return {"shape_row_lambdas": ()} if options["shape_row_lambdas"] and not by_row else {}
+    del rows_alike
+    return {"shape_row_lambdas": ()} if options["shape_row_lambdas"] else {}
 
 
 def profiles(problem: Problem) -> tuple[dict[str, Allocation], Measured]:

@@ -467,6 +467,11 @@ DAMAGED = {
     "the list is a FIFO": (lambda d: ((d / MARKER).unlink(), os.mkfifo(d / MARKER)), "is damaged .*is a FIFO"),
     "a list of another format": (edited_list(lambda c: {**c, "format": "neuroal-packed-2"}), "its format is not"),
     "a list of names": (edited_list(lambda c: {**c, "files": list(c["files"])}), "'files' is no object of SHA-256"),
+    "nothing": (edited_list(lambda c: {**c, "files": {}}), "'files' names no config.json, or no weights"),
+    "no weights": (
+        edited_list(lambda c: {**c, "files": {k: v for k, v in c["files"].items() if k == "config.json"}}),
+        "'files' names no config.json, or no weights",
+    ),
     "no SHA-256": (listed("config.json", "x" * 64), "'files' is no object of SHA-256"),
     "another SHA-256": (listed("model.safetensors"), "model.neuroal-packed is damaged: it does not give model.safet"),
     "a list that leads elsewhere": (listed("../config.json"), r"lacks ../config.json"),

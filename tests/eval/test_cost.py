@@ -37,9 +37,10 @@ def test_the_estimate_counts_what_is_multiplied(llama, tokens):
     assert walks(step="block") == [dense, block, 2 * calibration, dense]
     assert walks(step="row") == [dense, row, base, 2 * calibration, dense]
     assert walks(pruner="sparsegpt") == walks(step="block")
-    # Inputs of 32, 32, 32 and 56 numbers, each behind the linears before it, in two blocks; three products of each.
+    # Inputs of 32, 32, 32 and 56 numbers, each behind the linears before it, in two blocks; three products of each, or,
+    # where there are fewer outputs, of the 56 by way of these 32.
     behind = [64 * 32, 64 * 32 + 32 * 32, 64 * 32 + 32 * 32 + 112 * 32]
-    refit = sum(2 * 2 * before for before in behind) + 3 * 2 * (3 * 32 * 32 + 56 * 56)
+    refit = sum(2 * 2 * before for before in behind) + 2 * (3 * 3 * 32 * 32 + 56 * 56 + 2 * 56 * 32)
     refit += 3 * 2 * (2 * 8 * 32 + 2 * 8 * 32)  # attention, up to three inputs
     found = walks(allocation="uniform", pruner="magnitude", refine="refit")
     assert found == [dense, 2 * calibration, 6 * 16 * 3 * refit + calibration, dense]

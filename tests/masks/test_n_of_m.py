@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from convert.masks_to_torch import main as masks_main
@@ -14,7 +14,7 @@ from convert.masks_to_torch import semi_structured_use, verify
 from neuroal_jax import PruneConfig, UserError, load_masks, prune
 from neuroal_jax.allocation.allocation import Allocation, by_block, mean_sparsity
 from neuroal_jax.masks.budget import Budget
-from neuroal_jax.masks.file import group_problem, read_masks, save_masks
+from neuroal_jax.masks.file import group_problem, read_masks, save_masks, uneven_blocks
 from neuroal_jax.masks.patterns import KeptOf, make_pattern, read_pattern
 from neuroal_jax.numerics.selection import Quota
 from neuroal_jax.numerics.statistics import measure
@@ -86,6 +86,7 @@ def budget_of(sparsity, size, blocks):
 )
 def test_blocks_get_whole_numbers_and_the_total_is_as_near_as_they_allow(sparsities, size, sparsity, data):
     sparsity = min(sparsity, 1 - 1 / size)
+    assume(round(sparsity * size * len(sparsities)) > 0)
     budget = budget_of(sparsity, size, len(sparsities))
     linears = data.draw(st.booleans())
     blocks = [{"a": s, "b": min(s + 0.01, 1.0) if linears else s} for s in sparsities]
@@ -121,11 +122,18 @@ def test_what_is_no_pattern_is_refused(text):
 
 REFUSED = {
     "another sparsity": ({"sparsity": 0.6, "pattern": "2:4"}, "--sparsity 0.6 and --pattern 2:4, which is 0.5, differ"),
-    "NeuroAL's rows": ({"sparsity": 0.5, "pattern": "auto:8", "step": "row"}, "--step row does not go with --pattern"),
+    "NeuroAL's rows": (
+        {"sparsity": 0.5, "pattern": "auto:8", "step": "row"},
+        "--step row does not go with rows that are all alike: --pattern auto:8",
+    ),
     "an allocation": ({"pattern": "2:4", "allocation": "owl"}, "leaves --allocation owl nothing to decide"),
     "reference": ({"pattern": "2:4", "budget": "reference"}, "--pattern 2:4 does not go with --budget reference"),
     "no sparsity": ({"pattern": "auto:8"}, "--sparsity is missing"),
     "a width": ({"pattern": "2:16"}, "layers.0.mlp.down_proj.weight has 56 inputs, which is no multiple of 16"),
+    "too little": (
+        {"pattern": "auto:2", "sparsity": 0.04},
+        "prunes nothing: the least .* 1 of every 2 weights, 0.1667",
+    ),
     "too much": ({"pattern": "auto:4", "sparsity": 0.8}, "more than groups of 4 can lose, .* at most 0.75"),
 }
 
@@ -235,7 +243,60 @@ def test_masks_whose_groups_differ_are_refused(two_of_four, tmp_path):
         read_masks(tmp_path / "other.safetensors")
 
 
+def test_blocks_of_auto_keep_one_number(two_of_four, tmp_path):
+    masks = read_masks(two_of_four / "out" / "masks.safetensors")
+    masks = replace(masks, metadata={**masks.metadata, "pattern": "auto:4"})
+    save_masks(tmp_path / "even.safetensors", masks)
+    verify(str(two_of_four / "model"), tmp_path / "even.safetensors", load=False)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_masks(
+        tmp_path / "uneven.safetensors",
+        replace(masks, packed={**masks.packed, name: np.full_like(masks.packed[name], 0b11101110)}),
+    )
+    assert uneven_blocks(read_masks(tmp_path / "even.safetensors"), KeptOf(None, 4)) == []
+    (problem,) = uneven_blocks(read_masks(tmp_path / "uneven.safetensors"), KeptOf(None, 4))
+    assert problem.startswith(f"{name} keeps 3 of 4, but model.layers.1.") and problem.endswith("in the same block, 2")
+
+
+def test_a_pattern_stands_in_yaml_as_it_is(tmp_path):
+    from neuroal_jax.command.parser import read_yaml
+
+    (tmp_path / "a.yaml").write_text("model: demo\npattern: 2:4\nout: x\nowl-m: 3\nseed: 12\nsparsity: 0.5\n")
+    found = read_yaml(tmp_path / "a.yaml", ["model", "pattern", "out", "owl_m", "seed", "sparsity"])
+    assert found == {"model": "demo", "pattern": "2:4", "out": "x", "owl_m": 3, "seed": 12, "sparsity": 0.5}
+
+
+def test_its_own_allocation_goes_back_to_a_fixed_pattern_and_no_other(two_of_four, llama, tokens, tmp_path):
+    file = two_of_four / "out" / "allocation.json"
+    run(llama, tokens, tmp_path / "again", pattern="2:4", pruner="magnitude", allocation=str(file))
+    again, first = (load_masks(place / "masks.safetensors") for place in (tmp_path / "again", two_of_four / "out"))
+    assert all((again[name] == first[name]).all() for name in first)
+    content = json.loads(file.read_text())
+    content["sparsity"] = {name: 0.25 if "layers.0" in name else 0.625 for name in content["sparsity"]}
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"--pattern 2:4 prunes 0.5 of every linear, .* from 0.25 to 0.625"):
+        run(llama, tokens, tmp_path / "other", pattern="2:4", allocation=str(tmp_path / "other.json"))
+
+
+def test_another_pattern_s_measurements_are_not_taken(llama, tokens, tmp_path):
+    shared = {"sparsity": 0.5, "pruner": "sparsegpt", "measured": str(tmp_path / "measured")}
+    run(llama, tokens, tmp_path / "four", pattern="auto:4", **shared)
+    eight = run(llama, tokens, tmp_path / "eight", pattern="auto:8", **shared)
+    again = run(llama, tokens, tmp_path / "again", pattern="auto:8", **shared)
+    reused = [[walk["walk"] for walk in result.manifest["reused"]] for result in (eight, again)]
+    assert (reused[0], len(reused[1])) == ([], 1)
+    assert eight.manifest["scores"] == again.manifest["scores"]
+
+
+def test_candidates_are_refitted_under_a_pattern(llama, tokens, tmp_path):
+    options = {"refine": "refit", "search_refine": True, "objective": "kl", "nsamples": 8, "search_samples": 4}
+    found = run(llama, tokens, tmp_path / "out", pattern="auto:4", sparsity=0.5, allocation="neuroal", **options)
+    assert sum(found.manifest["pattern"]["kept"]) == 6
+    verify(str(tmp_path / "out" / "model"), tmp_path / "out" / "masks.safetensors", load=False)
+
+
 def test_groups_of_a_mask_by_hand():
+    assert group_problem(np.zeros((0, 8), bool), KeptOf(2, 4)) is None
     mask = np.array([[1, 1, 0, 0, 0, 1, 0, 1]], bool)
     assert group_problem(mask, KeptOf(2, 4)) is None
     assert group_problem(mask, KeptOf(None, 4)) is None
@@ -248,9 +309,38 @@ def test_it_is_said_which_linears_semi_structured_kernels_take(two_of_four, llam
     masks = two_of_four / "out" / "masks.safetensors"
     assert masks_main(["apply", "--model", str(llama), "--masks", str(masks), "--out", str(tmp_path / "model")]) == 0
     said = capsys.readouterr().out
-    assert "to_sparse_semi_structured takes 0 of 21 linears" in said  # of 32 and 56: too narrow
-    wide = read_masks(masks)
-    name = next(iter(wide.packed))
-    packed = {**wide.packed, name: np.full((64, 8), 0b11001100, np.uint8)}
-    assert "takes 1 of 21" in semi_structured_use(replace(wide, packed=packed, widths={**wide.widths, name: 64}))
-    assert semi_structured_use(replace(wide, metadata={**wide.metadata, "pattern": "4:8"})) is None
+    assert "to_sparse_semi_structured" not in said  # of 32 and 56: too narrow
+
+
+@pytest.mark.parametrize(
+    ("pattern", "bits", "rows", "width", "fits"),
+    [
+        ("2:4", 0b11001100, 96, 64, True),
+        ("2:4", 0b11001100, 48, 64, False),
+        ("2:4", 0b11001100, 32, 32, False),
+        ("1:4", 0b10000001, 32, 128, True),
+        ("4:8", 0b11100010, 32, 64, False),
+        ("4:8", 0b11000011, 32, 64, True),  # as it happens
+        ("2:4", 0b11111111, 32, 64, False),  # whatever it says of itself
+        (None, 0b11001100, 32, 64, False),
+    ],
+)
+def test_semi_structured_kernels_take_what_fits(two_of_four, pattern, bits, rows, width, fits):
+    masks = read_masks(two_of_four / "out" / "masks.safetensors")
+    name = next(iter(masks.packed))
+    packed = {**masks.packed, name: np.full((rows, width // 8), bits, np.uint8)}
+    metadata = {key: value for key, value in masks.metadata.items() if key != "pattern"}
+    metadata |= {} if pattern is None else {"pattern": pattern}
+    said = semi_structured_use(replace(masks, packed=packed, widths={**masks.widths, name: width}, metadata=metadata))
+    assert said is None if not fits else "1 of 21 linears of fitting shapes" in said
+
+
+def test_apply_masks_says_what_fits(make_llama, tokens, tmp_path, caplog):
+    from transformers import AutoModelForCausalLM
+
+    from convert.masks_to_torch import apply_masks
+
+    model = make_llama(hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    run(model, tokens, tmp_path / "out", pattern="2:4", pruner="magnitude")
+    apply_masks(AutoModelForCausalLM.from_pretrained(model), tmp_path / "out" / "masks.safetensors")
+    assert "in 7 of 7 linears of fitting shapes" in caplog.text

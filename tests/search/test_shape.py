@@ -280,9 +280,8 @@ def test_without_directions_or_rows_fewer_stages():
 
 
 def test_rows_are_left_out_where_there_are_none_to_tell_apart():
-    assert shape.settle(OPTIONS, by_row=True) == {}
-    assert shape.settle(OPTIONS, by_row=False) == {"shape_row_lambdas": ()}
-    assert shape.settle({**OPTIONS, "shape_row_lambdas": ()}, by_row=False) == {}
+    assert shape.settle(OPTIONS, "rows are alike") == {"shape_row_lambdas": ()}
+    assert shape.settle({**OPTIONS, "shape_row_lambdas": ()}, "rows are alike") == {}
 
 
 def test_scores_that_are_not_finite_end_the_search():
