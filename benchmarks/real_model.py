@@ -44,6 +44,7 @@ ROWS: tuple[Row, ...] = (
     {"pruners": "wanda", "top_ups": "dlp"},
     {"pruners": "wanda", "top_ups": "alpha"},
     {"pruners": "wanda", "top_ups": "dsnot"},
+    {"pruners": "wanda", "top_ups": "uniform", "pattern": "2:4"},
     {"pruners": "wanda", "top_ups": "neuroal", "steps": "block"},
     {"pruners": "wanda", "top_ups": "neuroal", "steps": "both"},
     {"pruners": "wanda", "top_ups": "neuroal", "steps": "both", "objectives": "kl"},
@@ -53,6 +54,7 @@ ROWS: tuple[Row, ...] = (
     {"pruners": "wanda", "top_ups": "shape+refit"},
     {"pruners": "wanda", "top_ups": "shape+refit", "search_refine": True},
     {"pruners": "sparsegpt", "top_ups": "uniform"},
+    {"pruners": "sparsegpt", "top_ups": "uniform", "pattern": "2:4"},
     {"pruners": "sparsegpt", "top_ups": "owl"},
     {"pruners": "sparsegpt", "top_ups": "alpha"},
     {"pruners": "sparsegpt", "top_ups": "neuroal", "steps": "block"},
@@ -89,8 +91,10 @@ def select(names: Sequence[str]) -> list[Row]:
 
 
 def runs_of(row: Row, shared: Mapping[str, Any], out: Path) -> list[Run]:
-    """A row's runs, one for each sparsity and seed; errors as `eval.sweep`'s."""
+    """A row's runs, one for each sparsity (its pattern's, where it has one) and seed; errors as `eval.sweep`'s."""
     given = {**shared, **row, "out": out}
+    if "pattern" in row:
+        del given["sparsities"]
     arguments = [
         part for name, value in given.items() for part in ([flag(name)] if value is True else [flag(name), str(value)])
     ]

@@ -107,6 +107,14 @@ def manifest(sparsity, pruned, seed=0, **seconds):
     }
 
 
+def test_a_row_with_a_pattern_is_of_its_own_sparsity(tmp_path):
+    shared = {"models": "demo", "sparsities": "0.6,0.7", "seeds": "0"}
+    (row,) = real_model.select(["wanda uniform 2:4"])
+    (run,) = real_model.runs_of(row, shared, tmp_path)
+    assert (run.config.sparsity, run.config.pattern, run.config.pruner) == (0.5, "2:4", "wanda")
+    assert len(real_model.runs_of(real_model.select(["wanda uniform"])[0], shared, tmp_path)) == 2
+
+
 def test_the_table_is_what_the_manifests_tell():
     searched = manifest(0.6, 3e5, search=60.5, prune=10)
     searched["reused"] = [{"walk": "search", "seconds": 39.0}, {"walk": "dense-perplexity", "seconds": 70.0}]
