@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.generation import NEW_TOKENS, REPEATS, measure, quiet
+from eval.generation import NEW_TOKENS, REPEATS, measure
+from eval.loading import quiet
 from eval.sweep import process
 from eval.table import markdown_lines
 from neuroal_jax.command.parser import Parser

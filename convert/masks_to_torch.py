@@ -103,7 +103,7 @@ def fits_semi_structured(kept: "np.ndarray | torch.Tensor") -> bool:
     return bool((kept.reshape(out, -1, 4).sum(-1) <= 2).all())
 
 
-def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = False) -> None:
+def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = False) -> PackedMasks:
     """Writes the pruned Hugging Face directory: masked tensors in their own dtype, everything else byte for byte.
 
     Args:
@@ -111,6 +111,9 @@ def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = Fa
         masks_path: `masks.safetensors`.
         out: Directory to write.
         overwrite: Whether to replace a checkpoint that `out` already holds.
+
+    Returns:
+        The masks.
 
     Raises:
         UserError: If the masks were computed from other weights, or something cannot be read or written.
@@ -123,6 +126,7 @@ def save_pruned(model: str, masks_path: Path, out: Path, *, overwrite: bool = Fa
         copy_edited(source, staging, masks.packed, masks.prune)
         copy_side_files(locate(model), staging)
         check_steady(source.steady)
+    return masks
 
 
 @dataclass(frozen=True)
@@ -210,9 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         match options.command:
             case "apply":
-                save_pruned(options.model, options.masks, options.out, overwrite=options.overwrite)
+                masks = save_pruned(options.model, options.masks, options.out, overwrite=options.overwrite)
                 print(f"written to {options.out}")
-                if (use := semi_structured_use(read_masks(options.masks))) is not None:
+                if (use := semi_structured_use(masks)) is not None:
                     print(use)
             case "verify":
                 found = verify(options.model, options.masks, load=not options.files_only, exact=options.exact)

@@ -34,6 +34,7 @@ from neuroal_jax.report.generation import FORMAT, GENERATION
 from neuroal_jax.version import __version__
 
 from . import rates
+from .loading import add_models, files_of_models, quiet
 from .prompts import make_prompt
 from .text import aligned
 
@@ -212,13 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: dict[str, Any]) -> None:
     out, overwrite = options.pop("out"), options.pop("overwrite")
-    model, pruned = options["model"], options["pruned"]
-    inputs = Inputs(
-        ("--model", locate(model)),
-        ("--pruned", None if pruned is None or options["masks"] is not None else locate(pruned, "--pruned")),
-        ("--masks", options["masks"]),
-        ("--prompt-file", options["prompt_file"]),
-    )
+    models = files_of_models(options["model"], options["pruned"], options["masks"])
+    inputs = Inputs(*models, ("--prompt-file", options["prompt_file"]))
     with new_json(out, format=FORMAT, overwrite=overwrite, inputs=inputs) as write:
         quiet()
         result = measure(**options)
@@ -234,10 +230,8 @@ def _parser() -> Parser:
         description="Tokens per second of a pruned model, with dense ones beside it.",
         allow_abbrev=False,
     )
+    add_models(parser)
     add = parser.add_argument
-    add("--model", required=True, help="the dense model: checkpoint directory, Hub model id, or 'demo'")
-    add("--masks", type=partial(path_to, "masks"), metavar="FILE", help="masks.safetensors, to be applied in memory")
-    add("--pruned", metavar="DIR", help="a saved pruned checkpoint, instead of --masks")
     add("--backend", default="cpu", choices=BACKENDS, help="cpu: CSR in fp32; cuda: 2:4 in 16 bits (default: cpu)")
     add("--prompt", metavar="TEXT", help="what generation starts from (default: a sentence in English)")
     add("--prompt-file", type=partial(path_to, "prompt_file"), metavar="FILE", help="a file with the prompt's text")
@@ -270,11 +264,3 @@ def _parser() -> Parser:
     )
     add("--overwrite", action="store_true", help="replace a file that --out names")
     return parser
-
-
-def quiet() -> None:
-    """Leaves the screen to the result and to errors."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()

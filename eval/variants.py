@@ -14,7 +14,6 @@ from neuroal_jax.errors import UserError, shorten
 from .loading import load_checked
 from .sparse_linear import (
     block_linears,
-    check_semi_structured,
     count_zeros,
     packed_masks,
     semi_structured,
@@ -103,7 +102,6 @@ def on_cuda(dense: Path, name: str, pruned: Pruned) -> Variants:
     own = load_checked(dense, name, "auto", "cpu").dtype
     loaded = {key: load_checked(dense, name, DTYPES[key], "cuda") for key in ("dense_fp16", "dense_bf16")}
     control = _control(loaded["dense_bf16" if own == torch.bfloat16 else "dense_fp16"], name, pruned)
-    check_semi_structured(block_linears(control))
     return _variants({**loaded, "control": control, "semi_structured": semi_structured(control)})
 
 

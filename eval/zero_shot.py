@@ -28,6 +28,7 @@ from neuroal_jax.files.writing import new_json
 from neuroal_jax.masks.file import masks_of
 from neuroal_jax.version import __version__
 
+from .loading import add_models, files_of_models, quiet
 from .text import aligned
 
 if TYPE_CHECKING:
@@ -194,13 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: dict[str, Any]) -> None:
     out, overwrite = options.pop("out"), options.pop("overwrite")
-    model, pruned = options["model"], options["pruned"]
-    inputs = Inputs(
-        ("--model", locate(model)),
-        ("--pruned", None if pruned is None or options["masks"] is not None else locate(pruned, "--pruned")),
-        ("--masks", options["masks"]),
-        *task_files(options["task_data"]),
-    )
+    models = files_of_models(options["model"], options["pruned"], options["masks"])
+    inputs = Inputs(*models, *task_files(options["task_data"]))
     with new_json(out, format=FORMAT, overwrite=overwrite, inputs=inputs) as write:
         _quiet()
         result = evaluate(**options)
@@ -223,11 +219,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m eval.zero_shot", description="Zero-shot accuracy of a model by lm-eval.", allow_abbrev=False
     )
-    parser.add_argument("--model", required=True, help="the dense model: checkpoint directory, Hub model id, or 'demo'")
-    parser.add_argument(
-        "--masks", type=partial(path_to, "masks"), metavar="FILE", help="masks.safetensors, to be applied in memory"
-    )
-    parser.add_argument("--pruned", metavar="DIR", help="a saved pruned checkpoint, instead of --masks")
+    add_models(parser)
     parser.add_argument("--no-dense", dest="dense", action="store_false", help="do not measure the dense model")
     parser.add_argument(
         "--tasks", type=_names, default=TASKS, metavar="LIST", help=f"tasks of lm-eval (default: {','.join(TASKS)})"
@@ -265,9 +257,7 @@ def _batch_size(text: str) -> int | str:
 def _quiet() -> None:
     """Leaves the screen to the result, to errors and to lm-eval's progress bars."""
     import datasets
-    import transformers
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     datasets.disable_progress_bars()
