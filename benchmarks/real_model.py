@@ -287,7 +287,20 @@ def _source(name: str, file: str | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done, 2 user error or failed runs, 130 interrupted)."""
-    parser = Parser(prog="python -m benchmarks.real_model", description="Methods on Gemma 3 270M.", allow_abbrev=False)
+    stopped = "interrupted: finished runs stay; the same command goes on from there"
+    return run_program(lambda: bench(make_parser().parse_args(arguments)), interrupted=stopped)
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        "python -m benchmarks.real_model",
+        description="Methods on Gemma 3 270M.",
+        examples=(
+            "--rows wanda --sparsities 0.7",
+            "--wikitext2 wikitext2.txt --c4 c4-validation.jsonl --calibration c4-train.jsonl --out real-model",
+        ),
+        allow_abbrev=False,
+    )
     add = parser.add_argument
     add("--wikitext2", metavar="FILE", help="WikiText-2's test text, raw, to evaluate (default: the Hub's)")
     add("--c4", metavar="FILE", help="validation documents of C4, to evaluate (default: the Hub's)")
@@ -315,8 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"for the model (default: {CACHE})",
     )
     add("--out", type=partial(path_to, "out"), metavar="DIR", help="for runs and tables (default: runs in --cache)")
-    stopped = "interrupted: finished runs stay; the same command goes on from there"
-    return run_program(lambda: bench(parser.parse_args(arguments)), interrupted=stopped)
+    return parser
 
 
 def _items(text: str) -> list[str]:

@@ -4,12 +4,17 @@ python -m benchmarks.search [--preset tiny|88m|1b|7b|70b-block] [--pruner wanda|
     [--objective alignment|kl|loss] [--json] [--growth]
 """
 
+from neuroal_jax.command.process import as_process
+
+if __name__ == "__main__":
+    as_process(__spec__.name)  # before the imports that take a moment
+
 import argparse
 import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,8 @@ import neuroal_jax
 from eval.cost import peak
 from neuroal_jax.allocation import ALLOCATIONS
 from neuroal_jax.checkpoint.opened import Checkpoint, open_checkpoint
+from neuroal_jax.command.parser import Parser
+from neuroal_jax.command.program import run_program
 from neuroal_jax.machine.memory import freed_memory_kept, return_freed
 from neuroal_jax.masks.budget import EXACT, Budget
 from neuroal_jax.masks.patterns import make_pattern
@@ -297,8 +304,17 @@ def growth(dtype: str) -> dict[str, float]:
     return {name: math.log2(best[name] / best["base"]) for name in base}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="A run on random weights: where the time goes, how it grows.")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    return run_program(lambda: bench(make_parser().parse_args(arguments)))
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        "python -m benchmarks.search",
+        description="A run on random weights: where the time goes, how it grows.",
+        examples=("--preset 88m", "--preset 7b --dtype bfloat16 --samples 128 --seqlen 2048"),
+    )
     parser.add_argument("--preset", default="tiny", choices=PRESETS)
     parser.add_argument("--pruner", default="wanda", choices=["wanda", "sparsegpt"])
     parser.add_argument("--allocation", default="neuroal", choices=[x for x in ALLOCATIONS if ALLOCATIONS[x].searches])
@@ -311,7 +327,10 @@ def main() -> None:
     parser.add_argument("--scratch", default=None, help="directory for the random model (default: the system's)")
     parser.add_argument("--growth", action="store_true", help="measure how the time grows instead")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    return parser
+
+
+def bench(options: argparse.Namespace) -> None:
     if options.growth:
         exponents = growth(options.dtype)
         print(json.dumps(exponents) if options.json else "\n".join(f"{k}: {v:.2f}" for k, v in exponents.items()))
@@ -331,7 +350,3 @@ def main() -> None:
     for name, value in result["memory_bytes"].items():
         print(f"{name}: {'unknown' if value is None else f'{value / 2**30:.2f} GiB'}")
     print(f"traces: {result['traces']}; candidates per batch: {result['candidate_batch']}")
-
-
-if __name__ == "__main__":
-    main()

@@ -17,20 +17,24 @@ class Conversion(Protocol):
         """Reads `model` and writes the directory `out`."""
 
 
-def run_conversion(convert: Conversion, arguments: Sequence[str] | None, program: str, help: str, model: str) -> int:
-    """Runs a command line; returns the exit code.
+def conversion_parser(program: str, help: str, model: str, examples: Sequence[str]) -> Parser:
+    """The command line of such a program.
 
     Args:
-        convert: What the program does.
-        arguments: Of the command line; None: the process's.
         program: The module's name.
-        help: What the program does, for `--help`.
-        model: What `--model` takes, for `--help`.
+        help: What the program does.
+        model: What `--model` takes.
+        examples: What may follow on the command line.
     """
-    parser = Parser(prog=f"python -m {program}", description=help)
+    parser = Parser(f"python -m {program}", description=help, examples=examples)
     parser.add_argument("--model", required=True, help=model)
     parser.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
+    return parser
+
+
+def run_conversion(convert: Conversion, parser: Parser, arguments: Sequence[str] | None) -> int:
+    """Runs a command line (None: the process's); returns the exit code."""
 
     def work() -> None:
         options = parser.parse_args(arguments)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.values import refuse_same_directory
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.protection import Inputs
@@ -21,7 +22,7 @@ from neuroal_jax.files.staging import staged
 from neuroal_jax.files.writing import write_json
 from neuroal_jax.machine.memory import is_exhausted
 
-from .command_line import run_conversion
+from .command_line import conversion_parser, run_conversion
 
 _WAIT, _MOST_WAITS = 0.1, 50  # seconds, and how often
 
@@ -87,5 +88,11 @@ def _reason(error: Exception) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    return run_conversion(convert, make_parser(), arguments)
+
+
+def make_parser() -> Parser:
+    """The command line."""
     models = "checkpoint directory, Hub model id, or 'demo'"
-    return run_conversion(convert, arguments, "convert.hf_to_flax", "Write a checkpoint in Flax.", models)
+    examples = ("--model demo --out demo-flax", "--model meta-llama/Llama-2-7b-hf --out llama-flax --overwrite")
+    return conversion_parser(__name__, "Write a checkpoint in Flax.", models, examples)

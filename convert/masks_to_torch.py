@@ -192,26 +192,9 @@ def _check_module(model: "torch.nn.Module", masks: PackedMasks, description: str
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done and verified, 2 user error or mismatch)."""
-    description = "Apply or verify a mask file, or pack what is pruned."
-    parser = Parser(prog="python -m convert.masks_to_torch", description=description)
-    commands = parser.add_subparsers(dest="command", required=True)
-    apply = commands.add_parser("apply", help="write the pruned Hugging Face checkpoint")
-    check = commands.add_parser("verify", help="check that all that the masks prune is zero in a checkpoint")
-    small = commands.add_parser("pack", help="write a pruned checkpoint without its zeros, for storage only")
-    whole = commands.add_parser("unpack", help="write what was packed as it was, byte for byte")
-    for command in (apply, check, small):
-        command.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
-    whole.add_argument("--packed", required=True, type=partial(path_to, "packed"), help="directory that pack wrote")
-    for command in (apply, check):
-        command.add_argument("--masks", required=True, type=partial(path_to, "masks"), help="masks.safetensors")
-    for command in (apply, small, whole):
-        command.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
-        command.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
-    check.add_argument("--files-only", action="store_true", help="check the files, without loading them in PyTorch")
-    check.add_argument("--exact", action="store_true", help="refuse zeros that training made or undid")
 
     def work() -> None:
-        options = parser.parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         match options.command:
             case "apply":
                 masks = save_pruned(options.model, options.masks, options.out, overwrite=options.overwrite)
@@ -229,3 +212,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"written to {options.out}")
 
     return run_program(work)
+
+
+def make_parser() -> Parser:
+    """The command line, with a parser for each command."""
+    parser = Parser(
+        f"python -m {__name__}",
+        description="Apply or verify a mask file, or pack what is pruned.",
+        examples=(
+            "apply --model demo --masks run/masks.safetensors --out pruned",
+            "verify --model pruned --masks run/masks.safetensors --files-only",
+        ),
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    apply = commands.add_parser(
+        "apply",
+        help="write the pruned Hugging Face checkpoint",
+        examples=(
+            "--model demo --masks run/masks.safetensors --out pruned",
+            "--model meta-llama/Llama-2-7b-hf --masks run/masks.safetensors --out pruned --overwrite",
+        ),
+    )
+    check = commands.add_parser(
+        "verify",
+        help="check that all that the masks prune is zero in a checkpoint",
+        examples=(
+            "--model pruned --masks run/masks.safetensors --files-only",
+            "--model fine-tuned --masks run/masks.safetensors --exact",
+        ),
+    )
+    small = commands.add_parser(
+        "pack",
+        help="write a pruned checkpoint without its zeros, for storage only",
+        examples=("--model pruned --out packed", "--model run/model --out packed --overwrite"),
+    )
+    whole = commands.add_parser(
+        "unpack",
+        help="write what was packed as it was, byte for byte",
+        examples=("--packed packed --out pruned", "--packed packed --out pruned --overwrite"),
+    )
+    for command in (apply, check, small):
+        command.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
+    whole.add_argument("--packed", required=True, type=partial(path_to, "packed"), help="directory that pack wrote")
+    for command in (apply, check):
+        command.add_argument("--masks", required=True, type=partial(path_to, "masks"), help="masks.safetensors")
+    for command in (apply, small, whole):
+        command.add_argument("--out", required=True, type=partial(path_to, "out"), help="directory to write")
+        command.add_argument("--overwrite", action="store_true", help="replace a checkpoint that --out already holds")
+    check.add_argument("--files-only", action="store_true", help="check the files, without loading them in PyTorch")
+    check.add_argument("--exact", action="store_true", help="refuse zeros that training made or undid")
+    return parser

@@ -17,6 +17,7 @@ from neuroal_jax.checkpoint.listing import PICKLED, SAFETENSORS
 from neuroal_jax.checkpoint.locate import locate
 from neuroal_jax.checkpoint.safetensors import weight_files
 from neuroal_jax.checkpoint.saving import copy_side_files
+from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.values import refuse_same_directory
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.protection import Inputs
@@ -24,7 +25,7 @@ from neuroal_jax.files.reading import SteadyFile, check_steady
 from neuroal_jax.files.staging import staged
 from neuroal_jax.files.writing import naming, write_json
 
-from .command_line import run_conversion
+from .command_line import conversion_parser, run_conversion
 
 
 def convert(model: str, out: Path, *, overwrite: bool = False) -> None:
@@ -81,5 +82,11 @@ def _check_index(path: Path, index: dict[str, str], file: Path, names: set[str])
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    return run_conversion(convert, make_parser(), arguments)
+
+
+def make_parser() -> Parser:
+    """The command line."""
     models = "checkpoint directory with pytorch_model.bin, or Hub model id"
-    return run_conversion(convert, arguments, "convert.to_safetensors", "Write pickled weights as safetensors.", models)
+    examples = ("--model facebook/opt-125m --out opt-125m", "--model old-checkpoint --out checkpoint --overwrite")
+    return conversion_parser(__name__, "Write pickled weights as safetensors.", models, examples)

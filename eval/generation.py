@@ -13,8 +13,6 @@ from neuroal_jax.command.process import as_process
 if __name__ == "__main__":
     as_process(__spec__.name)  # before the imports that take a moment
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +29,7 @@ from neuroal_jax.files.writing import new_json
 from neuroal_jax.machine.processor import load_average, processor_name, usable_cores
 from neuroal_jax.masks.file import kept_sha256, masks_of
 from neuroal_jax.report.generation import FORMAT, GENERATION
-from neuroal_jax.version import __version__
+from neuroal_jax.version import versions
 
 from . import rates
 from .loading import add_models, files_of_models, quiet
@@ -134,7 +132,7 @@ def measure(
             "load_average": {"start": load, "end": load_average()},
             "torch_config": torch.__config__.show(),
         },
-        "versions": _versions(),
+        "versions": versions(("torch", "transformers")),
     }
 
 
@@ -150,11 +148,6 @@ def _figures(model: "torch.nn.Module", generations: "Sequence[Generated]", promp
         "decode": rates.phase(len(tokens) - 1, [each.decode for each in generations]),
         "tokens": tokens,
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {package: importlib.metadata.version(package) for package in ("torch", "transformers")}
-    return {"neuroal_jax": __version__, "python": platform.python_version(), **found}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -208,7 +201,7 @@ def _sentences(result: Mapping[str, Any]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done, 2 user error, 130 interrupted)."""
-    return run_program(lambda: _run(vars(_parser().parse_args(arguments))))
+    return run_program(lambda: _run(vars(make_parser().parse_args(arguments))))
 
 
 def _run(options: dict[str, Any]) -> None:
@@ -224,9 +217,14 @@ def _run(options: dict[str, Any]) -> None:
         print(f"written to {out}")
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The command line."""
     parser = Parser(
-        prog="python -m eval.generation",
+        f"python -m {__name__}",
+        examples=(
+            "--model demo --masks run/masks.safetensors --out run/generation.json",
+            "--model meta-llama/Llama-2-7b-hf --pruned pruned --threads 8 --new-tokens 64",
+        ),
         description="Tokens per second of a pruned model, with dense ones beside it.",
         allow_abbrev=False,
     )

@@ -137,7 +137,19 @@ BACKENDS = {"jax": in_jax, "torch": in_torch}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = Parser(prog="python -m eval.perplexity", description="Token perplexity of a model, dense or pruned.")
+    return run_program(lambda: measure(make_parser().parse_args(arguments)))
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(
+        f"python -m {__name__}",
+        description="Token perplexity of a model, dense or pruned.",
+        examples=(
+            "--model demo --masks run/masks.safetensors",
+            "--model pruned --text wikitext2,c4 --dtype bfloat16 --out perplexity.json",
+        ),
+    )
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub model id, or 'demo'")
     parser.add_argument(
         "--masks", type=partial(path_to, "masks"), help="masks.safetensors of this model: measure it pruned"
@@ -158,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=partial(path_to, "out"), metavar="FILE", help="also write the results here, as JSON"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    return run_program(lambda: measure(parser.parse_args(arguments)))
+    return parser
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -184,7 +196,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _measure(options: argparse.Namespace, checkpoint: "Checkpoint", names: list[str]) -> dict[str, Any]:
     from neuroal_jax.data.windows import read_evaluations, reader_for
-    from neuroal_jax.run.manifest import describe_windows, versions
+    from neuroal_jax.run.manifest import describe_windows
+    from neuroal_jax.version import RESULT_PACKAGES, versions
 
     reader = reader_for(checkpoint, options.model, options.seqlen, options.text_column)
     evaluations = read_evaluations(reader, names, "--text")
@@ -202,5 +215,5 @@ def _measure(options: argparse.Namespace, checkpoint: "Checkpoint", names: list[
         "backend": options.backend,
         "dtype": options.dtype,
         "texts": texts,
-        "versions": versions(),
+        "versions": versions(RESULT_PACKAGES),
     }

@@ -71,6 +71,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tasks": ",".join(TASKS),
     }
 }
+# Options of a run that are not the same for all runs of a sweep, or that a sweep sets itself.
+_NOT_SHARED = {option for option, _ in AXES.values()} | {
+    "refine",
+    "out",
+    "save_model",
+    "overwrite",
+    "resume",
+    "dry_run",
+    "device_memory",
+    "distributed",
+    "measured",
+}
 _SHOWN = ("pruned_token_ppl", "acc_mean", "decode_tokens_per_second")  # of a finished run, while the sweep goes on
 MEASURED = "measured"  # where runs keep what they measured for each other
 _MANIFEST_BYTES = 2**28  # more than any manifest has
@@ -105,13 +117,17 @@ def main(arguments: Sequence[str] | None = None, start: Start = process) -> int:
     return run_program(work, interrupted="interrupted: finished runs stay; the same command goes on from there")
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """The sweep that the command line and its `--config` file describe; flags win over the file.
-
-    Raises:
-        UserError: If an option is unknown or an axis is empty.
-    """
-    parser = Parser(prog="python -m eval.sweep", description="One table from many runs.", allow_abbrev=False)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(
+        f"python -m {__name__}",
+        description="One table from many runs.",
+        examples=(
+            "--models demo --pruners magnitude,wanda --sparsities 0.6,0.7 --out sweep",
+            "--preset paper --out sweep --dry-run",
+        ),
+        allow_abbrev=False,
+    )
     axes = parser.add_argument_group("sweep", "lists, separated by commas")
     for name, (_, text) in AXES.items():
         default = f" (default: {','.join(map(str, DEFAULTS[name]))})" if name in DEFAULTS else ""
@@ -130,22 +146,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     speed.add_argument(
         flag(GENERATION_OPTION), action="store_true", default=None, help="measure tokens per second of every run too"
     )
-    swept = {option for option, _ in AXES.values()}
-    swept |= {
-        "refine",
-        "out",
-        "save_model",
-        "overwrite",
-        "resume",
-        "dry_run",
-        "device_memory",
-        "distributed",
-        "measured",
-    }
-    add_options(parser, leave_out=swept)
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    add_options(parser, leave_out=_NOT_SHARED)
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """The sweep that the command line and its `--config` file describe; flags win over the file.
+
+    Raises:
+        UserError: If an option is unknown or an axis is empty.
+    """
+    given = {name: value for name, value in vars(make_parser().parse_args(arguments)).items() if value is not None}
     file, dry_run = given.pop("config", None), given.pop("dry_run")
-    shared = (option.name for option in all_options() if option.name not in swept)
+    shared = (option.name for option in all_options() if option.name not in _NOT_SHARED)
     from_file = (
         {} if file is None else read_yaml(Path(file), [*AXES, "out", "preset", *ZERO_SHOT, GENERATION_OPTION, *shared])
     )

@@ -9,9 +9,7 @@ from neuroal_jax.command.process import as_process
 if __name__ == "__main__":
     as_process(__spec__.name)  # before the imports that take a moment
 
-import importlib.metadata
 import logging
-import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +24,7 @@ from neuroal_jax.errors import UserError
 from neuroal_jax.files.protection import Inputs
 from neuroal_jax.files.writing import new_json
 from neuroal_jax.masks.file import masks_of
-from neuroal_jax.version import __version__
+from neuroal_jax.version import versions
 
 from .loading import add_models, files_of_models, quiet
 from .text import aligned
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 FORMAT = "neuroal-zero-shot-1"
 TASKS = ("rte", "winogrande", "boolq", "hellaswag", "arc_easy", "arc_challenge", "openbookqa")  # the paper's seven
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_PACKAGES = {"lm_eval": "lm_eval", "transformers": "transformers", "torch": "torch", "datasets": "datasets"}
+_PACKAGES = ("lm_eval", "transformers", "torch", "datasets")
 
 
 def evaluate(
@@ -134,7 +132,7 @@ def evaluate(
         "limit": limit,
         **settings,
         "models": models,
-        "versions": _versions(),
+        "versions": versions(_PACKAGES),
     }
 
 
@@ -161,11 +159,6 @@ def _mean(results: Mapping[str, Mapping[str, Any]]) -> float | None:
     return None if None in values else sum(values) / len(values)
 
 
-def _versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(package) for name, package in _PACKAGES.items()}
-    return {"neuroal_jax": __version__, "python": platform.python_version(), **found}
-
-
 def table(result: Mapping[str, Any]) -> str:
     """The result for people: a line per task and metric."""
     states = [state for state in ("dense", "pruned") if state in result["models"]]
@@ -190,7 +183,7 @@ def _cell(metrics: Mapping[str, float | None], metric: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done, 2 user error, 130 interrupted)."""
-    return run_program(lambda: _run(vars(_parser().parse_args(arguments))))
+    return run_program(lambda: _run(vars(make_parser().parse_args(arguments))))
 
 
 def _run(options: dict[str, Any]) -> None:
@@ -215,9 +208,16 @@ def task_files(directory: str | Path | None) -> list[tuple[str, Path]]:
     return [("--task-data", path) for path in folder.iterdir()] if directory is not None and folder.is_dir() else []
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The command line."""
     parser = Parser(
-        prog="python -m eval.zero_shot", description="Zero-shot accuracy of a model by lm-eval.", allow_abbrev=False
+        f"python -m {__name__}",
+        description="Zero-shot accuracy of a model by lm-eval.",
+        examples=(
+            "--model meta-llama/Llama-2-7b-hf --masks run/masks.safetensors --out accuracy.json",
+            "--model dense --pruned pruned --tasks rte,boolq --task-data rows --limit 100",
+        ),
+        allow_abbrev=False,
     )
     add_models(parser)
     parser.add_argument("--no-dense", dest="dense", action="store_false", help="do not measure the dense model")

@@ -1,7 +1,9 @@
 """The command line and the YAML file, both made from `PruneConfig`'s fields. Imports no JAX: `--help` is quick."""
 
 import argparse
+import shlex
 import sys
+import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING
 from pathlib import Path
@@ -11,12 +13,55 @@ from neuroal_jax.command.config import PruneConfig, all_options
 from neuroal_jax.command.values import check_names, flag
 from neuroal_jax.errors import UserError
 from neuroal_jax.files.reading import plain, read_bounded
+from neuroal_jax.version import RESULT_PACKAGES, versions
 
 _YAML_BYTES = 2**20  # far more than any list of options
 
 
+_EXAMPLES = "examples:\n"
+_KEPT = "\xa0"  # a space at which no line ends
+# 78 columns, as all of the help in a terminal of 80, less what is before and after a line.
+_LINES = textwrap.TextWrapper(74, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+class _Help(argparse.HelpFormatter):
+    """argparse's, but that the lines of examples stay."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+class _Versions(argparse.Action):
+    """Prints what a report of a problem needs, and leaves; imports no package for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        import platform
+
+        found = {**versions((*RESULT_PACKAGES, "torch")), "platform": platform.platform()}
+        print("\n".join(f"{name} {value}" for name, value in found.items()))
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
-    """Reports problems as UserError, so that they end in one line like all others."""
+    """A program's command line; reports problems as UserError, so that they end in one line like all others.
+
+    Every program tells its versions, and examples. One that was started by its installed name goes by that name.
+
+    Args:
+        prog: How the program is started: `python -m MODULE`.
+        examples: What may follow `prog` on the command line, as typed in a shell.
+        options: As argparse has them.
+    """
+
+    def __init__(self, prog: str, *, examples: Sequence[str] = (), **options: Any) -> None:
+        command = Path(sys.argv[0]).name
+        if prog.startswith("python -m ") and command.startswith("neuroal-"):
+            prog = command
+        options = {"formatter_class": _Help, **options}
+        super().__init__(prog, epilog=_epilog(prog, examples) if examples else None, **options)
+        nothing = argparse.SUPPRESS  # sets no option
+        text = "show the versions of this program and of what results depend on"
+        self.add_argument("--version", action=_Versions, nargs=0, dest=nothing, default=nothing, help=text)
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError instead of printing usage and leaving."""
@@ -36,13 +81,23 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
+def _epilog(prog: str, examples: Sequence[str]) -> str:
+    """Commands for a shell, a long one on several lines, which begin with options."""
+    commands = []
+    for example in examples:
+        command = shlex.join(shlex.split(f"{prog} {example}"))
+        breakable = command.replace(" ", _KEPT).replace(f"{_KEPT}--", " --")
+        commands.append("  " + " \\\n  ".join(_LINES.wrap(breakable)).replace(_KEPT, " "))
+    return _EXAMPLES + "\n".join(commands)
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> PruneConfig:
     """The config that the command line and its `--config` file describe; flags win over the file.
 
     Raises:
         UserError: If an option or its value is unknown.
     """
-    given = vars(_parser().parse_args(arguments))
+    given = vars(make_parser().parse_args(arguments))
     file = given.pop("config")
     known = [option.name for option in all_options()]
     values = given if file is None else {**read_yaml(Path(file), known), **given}
@@ -51,9 +106,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> PruneConfig:
     return PruneConfig(**values)
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The command line of `neuroal_jax.prune`."""
     parser = Parser(
-        prog="python -m neuroal_jax.prune",
+        "python -m neuroal_jax.prune",
+        examples=(
+            "--model demo --sparsity 0.7 --out run",
+            "--model meta-llama/Llama-2-7b-hf --sparsity 0.7 --device-memory 80GiB --dry-run",
+        ),
         description="Prune a language model without re-training: NeuroAL on top of a pruner.",
         argument_default=argparse.SUPPRESS,  # what is not given is not set, so that --config can set it
         allow_abbrev=False,
@@ -86,7 +146,8 @@ def add_options(parser: Parser, leave_out: Collection[str] = ()) -> None:
 
 
 def _metavar(name: str, choices: tuple[str, ...] | None) -> str:
-    return "NAME" if choices else {"out": "DIR", "save_model": "DIR"}.get(name, name.upper())
+    last = name.split("_")[-1].upper()
+    return "NAME" if choices else {"out": "DIR", "save_model": "DIR"}.get(name, last)
 
 
 def read_yaml(path: Path, known: Collection[str]) -> dict[str, Any]:

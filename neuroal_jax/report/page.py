@@ -118,20 +118,29 @@ def is_report(path: Path) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 done, 2 user error)."""
-    parser = Parser(prog="python -m neuroal_jax.report", description="Writes report.html of an earlier run again.")
+
+    def work() -> None:
+        run = make_parser().parse_args(arguments).run
+        rewrite_report(run)
+        print(f"written to {run / REPORT}")
+
+    return run_program(work)
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(
+        "python -m neuroal_jax.report",
+        description="Writes report.html of an earlier run again.",
+        examples=("run", "sweep/demo/wanda-neuroal-0.7-seed0"),
+    )
     parser.add_argument(
         "run",
         metavar="RUN_DIR",
         type=partial(path_to, "run_dir"),
         help="directory with manifest.json and allocation.json",
     )
-
-    def work() -> None:
-        run = parser.parse_args(arguments).run
-        rewrite_report(run)
-        print(f"written to {run / REPORT}")
-
-    return run_program(work)
+    return parser
 
 
 def rewrite_report(run: Path) -> None:

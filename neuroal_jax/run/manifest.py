@@ -1,8 +1,6 @@
 """manifest.json: everything needed to know, compare and repeat a run."""
 
 import dataclasses
-import importlib.metadata
-import platform
 import resource
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,15 +17,7 @@ from neuroal_jax.report.recorded import FORMAT
 from neuroal_jax.run.compute import PrunedModel
 from neuroal_jax.run.plan import Plan
 from neuroal_jax.run.settle import SettledRun
-from neuroal_jax.version import __version__
-
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "safetensors", "transformers", "datasets")
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package, Python and the packages that results depend on."""
-    found = {package: importlib.metadata.version(package) for package in _PACKAGES}
-    return {"neuroal_jax": __version__, "python": platform.python_version(), **found}
+from neuroal_jax.version import RESULT_PACKAGES, versions
 
 
 def describe_windows(windows: Windows | None) -> dict[str, Any] | None:
@@ -148,7 +138,7 @@ def describe_run(
         "zeros_per_linear": pruned.zeros,
         "token_ppl": describe_perplexities(pruned.token_ppl, evaluations, calibration.ids.shape[1]),
         "seconds": dict(seconds),
-        "versions": versions(),
+        "versions": versions(RESULT_PACKAGES),
         "hashes": describe_hashes(settled.checkpoint, hashes, data),
         "data": {name: describe_windows(windows) for name, windows in data.items()},
         **describe_machine(plan, settled.processes, pruned.traces),
