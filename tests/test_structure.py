@@ -109,7 +109,7 @@ def test_methods_and_families_are_one_file_and_one_registry_line():
 
 # The folders of the engine from low to high, those of one line beside each other; `neuroal_jax` itself has only names.
 ORDER = [
-    ["neuroal_jax", "errors", "lazy", "registry", "version"],
+    ["neuroal_jax", "errors", "lazy", "registry", "version", "_version"],
     ["numerics", "machine"],
     ["files"],
     ["models"],

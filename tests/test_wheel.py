@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+VERSION = "1.2.3" if shutil.which("git") else PROJECT["tool"]["setuptools_scm"]["fallback_version"]
 SCRIPTS = PROJECT["project"]["scripts"]
 
 
@@ -21,8 +22,13 @@ def wheel(tmp_path_factory):
     folder, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
     for name in ("neuroal_jax", "convert", "eval"):  # without what an earlier build left in the checkout
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    (source / "neuroal_jax" / "_version.py").unlink(missing_ok=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, source)
+    if VERSION == "1.2.3":
+        for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"], ["tag", "v1.2.3"]):
+            who = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost", "-c", "commit.gpgsign=false"]
+            subprocess.run(["git", *who, *command], cwd=source, check=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(source)]
     subprocess.run(command, check=True)
     (path,) = folder.glob("*.whl")
@@ -60,7 +66,13 @@ def test_it_holds_the_package_and_nothing_else(wheel):
         for path in (ROOT / source).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {name for name in names if ".dist-info" not in name} == expected
+    assert {name for name in names if ".dist-info" not in name} == expected | {"neuroal_jax/_version.py"}
+
+
+def test_its_version_is_the_tag(wheel, installed):
+    assert wheel.name == f"neuroal_jax-{VERSION}-py3-none-any.whl"
+    code = "import sys, neuroal_jax; print(neuroal_jax.__version__, 'importlib.metadata' in sys.modules)"
+    assert run(installed, "-c", code).split() == [VERSION, "False"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
