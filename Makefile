@@ -3,10 +3,10 @@ PYTHON ?= python3
 DEMO = .venv-demo
 DEV = .venv
 PIP_FLAGS = --quiet --disable-pip-version-check -c constraints.txt
-CHECKED = neuroal_jax convert eval tests benchmarks
+CHECKED = neuroal_jax convert eval tests benchmarks .ci
 PYTEST = HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-all fuzz lint bench bench-generation bench-objectives bench-quality bench-real clean
+.PHONY: demo test test-slow test-all fuzz lint bench bench-generation bench-objectives bench-quality bench-real release-check clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python -m neuroal_jax.prune --model demo --sparsity 0.7 --pruner wanda --allocation neuroal --step both \
@@ -27,6 +27,10 @@ lint: $(DEV)/installed
 	$(DEV)/bin/ruff format --check $(CHECKED)
 	$(DEV)/bin/mypy
 	.ci/audit $(DEV)/bin
+
+# Everything that can be known of a release before it is one; the tag of this commit, if any, is to be its version.
+release-check: $(DEV)/installed
+	$(DEV)/bin/python .ci/release_check.py
 
 fuzz: $(DEV)/installed
 	NEUROAL_FUZZ=20000 HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest tests/files/test_fuzz.py
