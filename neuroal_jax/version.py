@@ -5,7 +5,7 @@ from collections.abc import Iterable
 try:  # written by setuptools-scm, from the git tag, when the package is built or installed
     from neuroal_jax._version import __version__ as __version__
 except ImportError:
-    __version__ = "0+unknown"  # a checkout that was never installed; pyproject.toml has it for builds without git
+    __version__ = "0.0"  # a checkout that was never installed; pyproject.toml has it for builds without git
 
 RESULT_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "safetensors", "transformers", "datasets")
 
