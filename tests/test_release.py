@@ -4,7 +4,6 @@ import importlib.util
 import json
 import re
 import runpy
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -122,10 +121,6 @@ def test_interpreters_are_found_that_can_make_environments():
     this = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert release_check.interpreter(this) == sys.executable
     assert release_check.interpreter("2.0") is None
-    for version in release_check.supported():
-        if found := release_check.interpreter(version):
-            told = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
-            assert told.startswith(f"Python {version}.")
 
 
 # The same versions everywhere.

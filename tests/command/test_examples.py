@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from argparse import _SubParsersAction
 from importlib import import_module
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from neuroal_jax.command import process
 from neuroal_jax.command.parser import Parser
 
 ROOT = Path(__file__).parents[2]
@@ -60,8 +62,11 @@ def test_help_ends_with_two_examples_that_its_parser_takes(module, monkeypatch):
         assert max(map(len, parser.format_help().splitlines())) <= 80
 
 
-def test_the_programs_are_all_that_there_are():
-    assert len(PROGRAMS) == 15
+def test_installed_programs_are_among_them():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    modules = [getattr(process, entry.partition(":")[2]).args[0] for entry in scripts.values()]
+    assert len(modules) == 8
+    assert {re.sub(r"^neuroal_jax\.(convert|eval)\.", r"\1.", module) for module in modules} <= {*PROGRAMS.values()}
 
 
 def test_a_long_example_is_one_command_on_lines_of_80_columns():
