@@ -36,7 +36,7 @@ SPARSITIES = (0.5, 0.6, 0.7, 0.8)
 ALLOCATIONS = ("uniform", "neuroal")
 VOCABULARY, HEAD_SIZE, PROMPT_TOKENS = 32000, 128, 32
 CACHE = ".bench/generation"
-_CALIBRATION = (8, 128)  # sequences and tokens
+_CALIBRATION = (8, 32)  # sequences and tokens: of random weights, more tell no more
 
 
 def make_model(place: Path, hidden: int, intermediate: int, blocks: int, vocabulary: int) -> None:
