@@ -50,8 +50,7 @@ def check(words):
     elif program in ("python", "python3"):
         check_python(*arguments)
     elif program == "make":
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert {word for word in arguments if "=" not in word} <= {*targets}
+        assert {word for word in arguments if "=" not in word} <= targets()
     elif program == "pip":
         check_pip(arguments)
     else:
@@ -72,6 +71,10 @@ def check_module(module, arguments):
         check_pip(arguments)
     elif module not in MODULES:
         check_arguments(re.sub(r"^neuroal_jax\.(convert|eval)\.", r"\1.", module), arguments)
+
+
+def targets():
+    return {*re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)}
 
 
 def check_pip(arguments):
@@ -130,6 +133,17 @@ def known_flags():
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_flag_in_the_text_exists(page):
     assert {*re.findall(r"(?<![\w-])--[a-z][\w-]*", prose(page.read_text()))} <= known_flags()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_program_and_target_in_the_text_exists(page):
+    text = prose(page.read_text())
+    modules = {
+        re.sub(r"^neuroal_jax\.(convert|eval)\.", r"\1.", found) for found in re.findall(r"`python -m ([\w.]+)", text)
+    }
+    assert modules <= {*PROGRAMS, *BENCHMARKS, *MODULES}
+    assert {*re.findall(r"`make ([\w-]+)", text)} <= targets()
+    assert {*re.findall(r"`(neuroal-[a-z-]+) ", text)} <= {*SCRIPTS}
 
 
 @pytest.mark.parametrize("module", PROGRAMS)
