@@ -4,7 +4,7 @@ DEMO = .venv-demo
 DEV = .venv
 PIP_FLAGS = --quiet --disable-pip-version-check -c constraints.txt
 CHECKED = neuroal_jax convert eval tests benchmarks docs
-MKDOCS = $(DEV)/bin/python -m mkdocs
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(DEV)/bin/python -m mkdocs
 PYTEST = HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-all fuzz lint docs bench bench-generation bench-objectives bench-quality bench-real clean

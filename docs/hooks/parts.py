@@ -57,7 +57,10 @@ def public_names() -> dict[str, str]:
 
 def _python(name: str, page: str) -> str:
     """The documentation of one public name."""
-    return f"::: {public_names()[name]}.{name}"
+    members = (
+        "\n    options:\n      members: false" if name == "PruneConfig" else ""
+    )  # its fields are on a page of their own
+    return f"::: {public_names()[name]}.{name}{members}"
 
 
 def _section(title: str, page: str) -> str:
