@@ -3,10 +3,11 @@ PYTHON ?= python3
 DEMO = .venv-demo
 DEV = .venv
 PIP_FLAGS = --quiet --disable-pip-version-check -c constraints.txt
-CHECKED = neuroal_jax convert eval tests benchmarks .ci
+CHECKED = neuroal_jax convert eval tests benchmarks docs .ci
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(DEV)/bin/python -m mkdocs
 PYTEST = HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-all fuzz lint bench bench-generation bench-objectives bench-quality bench-real release-check clean
+.PHONY: demo test test-slow test-all fuzz lint docs bench bench-generation bench-objectives bench-quality bench-real release-check clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python -m neuroal_jax.prune --model demo --sparsity 0.7 --pruner wanda --allocation neuroal --step both \
@@ -26,11 +27,16 @@ lint: $(DEV)/installed
 	$(DEV)/bin/ruff check $(CHECKED)
 	$(DEV)/bin/ruff format --check $(CHECKED)
 	$(DEV)/bin/mypy
+	$(MKDOCS) build --strict --quiet
 	.ci/audit $(DEV)/bin
 
 # Everything that can be known of a release before it is one; the tag of this commit, if any, is to be its version.
 release-check: $(DEV)/installed
 	$(DEV)/bin/python .ci/release_check.py
+
+# The site, built again when a page changes; NEUROAL_DOCS_EXECUTE=1 runs the tutorial for its outputs first, minutes.
+docs: $(DEV)/installed
+	$(MKDOCS) serve --livereload
 
 fuzz: $(DEV)/installed
 	NEUROAL_FUZZ=20000 HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest tests/files/test_fuzz.py
@@ -56,7 +62,7 @@ bench-real: $(DEV)/real-model
 	$(DEV)/bin/python -m benchmarks.real_model $(REAL)
 
 clean:
-	rm -rf $(DEMO) $(DEV) .pytest_cache demo-run bench-quality .bench build dist *.egg-info
+	rm -rf $(DEMO) $(DEV) .pytest_cache demo-run bench-quality .bench .site build dist *.egg-info
 
 $(DEMO)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO)

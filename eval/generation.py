@@ -73,7 +73,7 @@ def measure(
         threads: Of PyTorch; None: as many as it takes by itself.
 
     Returns:
-        What README.md lists under "Token generation".
+        What docs/reference/file-formats.md lists under "generation.json".
 
     Raises:
         UserError: If an option, the prompt, the masks or a model is not what is needed.

@@ -68,7 +68,8 @@ def evaluate(
         log_samples: Whether the result holds every row's prediction.
 
     Returns:
-        What README.md lists under "Zero-shot accuracy". `result["tasks"][task]["pruned"]["acc"]` is a number.
+        What docs/reference/file-formats.md lists under "accuracy.json": `result["tasks"][task]["pruned"]["acc"]` is a
+        number.
 
     Raises:
         UserError: If an option, a task, its data, the masks or a model is not what is needed.

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -165,3 +166,16 @@ def data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no {DATA}: set NEUROAL_DATA to the folder of real models and goldens")
     return DATA
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, which tests skip where it is not installed."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium: install it to test pages in a browser")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -23,6 +23,7 @@ RUNS = {
     "updating pruner": {"pruner": "rescaled", "rescaled_share": "0.5", "allocation": "owl"},
     "allocation": {"allocation": "flow", "flow_lambda": "0.1"},
     "refinement": {"pruner": "magnitude", "refine": "rerank", "allocation": "uniform"},
+    "objective": {"objective": "drift", "step": "block"},
     "text": {"model": "demo", "calib": "wikitext103=TEXT", "eval": "wikitext103=TEXT", "nsamples": 4, "seqlen": 32},
     "family": {"allocation": "uniform"},
 }
@@ -68,8 +69,10 @@ def python(extended, code, *arguments):
 def test_each_addition_is_one_file_and_one_line():
     files = [title for title, _ in EXAMPLES if ": " not in title]
     lines = [title for title, _ in EXAMPLES if ": " in title]
-    assert len(files) == len(lines) == 6
-    assert [Path(file).parent for file in files] == [Path(line.partition(": ")[0]).parent for line in lines]
+    assert len(files) == len(lines) == len(RUNS)
+    registries = {"neuroal_jax/numerics": "neuroal_jax/search"}  # where it is not beside the code
+    folders = [str(Path(file).parent) for file in files]
+    assert [registries.get(name, name) for name in folders] == [str(Path(line.split(": ")[0]).parent) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,14 @@ def test_a_refinement_gives_what_its_scores_give(manifests, llama, tokens, tmp_p
         np.testing.assert_array_equal(refined.packed[name], packed)
 
 
+def test_an_objective_decides(manifests):
+    manifest = manifests[0]["objective"]
+    scores = {candidate["lambda"]: candidate["score"] for candidate in manifest["candidates"]["block"]}
+    assert manifest["objective"] == "drift"
+    assert manifest["chosen"]["block"]["lambda"] == min(scores, key=scores.get)
+    assert len({*scores.values()}) == len(scores) and min(scores.values()) > 0
+
+
 def test_a_family_has_transformers_perplexity(manifests, tokens):
     from eval.perplexity import torch_perplexity
 
@@ -160,6 +171,7 @@ def test_the_command_line_knows_all_of_them(extended):
         "flow (mean Wanda score)",
         "--flow-lambda",
         "rerank",
+        "drift (how far the norms",
         "wikitext103",
     ):
         assert expected in printed

@@ -3,13 +3,13 @@
 import ast
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 
+from docs.hooks.imports import ENGINE, MODULES, engine_imports, rank
+
 ROOT = Path(__file__).parents[1]
-ENGINE = sorted((ROOT / "neuroal_jax").rglob("*.py"))
 PROGRAMS = sorted([*(ROOT / "convert").glob("*.py"), *(ROOT / "eval").glob("*.py")])
 
 
@@ -107,63 +107,7 @@ def test_methods_and_families_are_one_file_and_one_registry_line():
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
 
 
-# The folders of the engine from low to high, those of one line beside each other; `neuroal_jax` itself has only names.
-ORDER = [
-    ["neuroal_jax", "errors", "lazy", "registry", "version", "_version"],
-    ["numerics", "machine"],
-    ["files"],
-    ["models"],
-    ["checkpoint", "data"],
-    ["allocation"],
-    ["masks"],
-    ["pruners", "refine"],
-    ["resume"],
-    ["walk"],
-    ["search"],
-    ["command"],
-    ["run", "report", "finetune", "demo"],
-    ["prune"],
-]
 UPWARD = {(f"allocation.{name}", "pruners.wanda") for name in ("owl", "dlp")}  # they look at Wanda's scores
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__").removeprefix("neuroal_jax."): path
-    for path in ENGINE
-}
-
-
-@cache
-def engine_imports():
-    """Imports of one module of the engine by another: who, whom, and `import`, `function` or `typing`."""
-    found = []
-
-    def named(node):
-        if isinstance(node, ast.Import):
-            return [alias.name for alias in node.names]
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports name the whole path"
-            members = [f"{node.module}.{alias.name}" for alias in node.names]
-            return [name if name.removeprefix("neuroal_jax.") in MODULES else node.module for name in members]
-        return []
-
-    def visit(module, node, kind):
-        names = [name.removeprefix("neuroal_jax.") for name in named(node)]
-        found.extend((module, name, kind) for name in names if name in MODULES and name != module)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            kind = "typing"
-        elif isinstance(node, ast.FunctionDef):
-            kind = "function"
-        for child in ast.iter_child_nodes(node):
-            visit(module, child, kind)
-
-    for module, path in MODULES.items():
-        visit(module, ast.parse(path.read_text()), "import")
-    return found
-
-
-def rank(module):
-    """The place of a module, or else of its folder, in `ORDER`."""
-    folder = module.split(".")[0]
-    return next(place for name in (module, folder) for place, line in enumerate(ORDER) if name in line)
 
 
 def test_no_modules_import_each_other_in_a_circle():

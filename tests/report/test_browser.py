@@ -1,7 +1,6 @@
 """The page in a browser without a network."""
 
 import re
-import shutil
 
 import pytest
 
@@ -9,18 +8,6 @@ from neuroal_jax.report import sweep_report
 from neuroal_jax.report.run_plots import run_sections
 from neuroal_jax.report.sweep_plots import columns
 from tests.report.reports import ROWS, sweep_row
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium: install it to test the reports in a browser")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The documentation: its pages, and in `hooks/` what makes parts of them from the code."""
