@@ -7,13 +7,23 @@ CHECKED = neuroal_jax convert eval tests benchmarks docs .ci
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(DEV)/bin/python -m mkdocs
 PYTEST = HF_HUB_OFFLINE=1 $(DEV)/bin/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-all fuzz lint docs bench bench-generation bench-objectives bench-quality bench-real release-check clean
+.PHONY: demo what-demo-does test test-slow test-all fuzz lint docs bench bench-generation bench-objectives bench-quality bench-real release-check clean
 
-demo: $(DEMO)/installed
+demo: what-demo-does $(DEMO)/installed
 	$(DEMO)/bin/python -m neuroal_jax.prune --model demo --sparsity 0.7 --pruner wanda --allocation neuroal --step both \
 		--out demo-run/results --save-model demo-run/model --overwrite
 	$(DEMO)/bin/python -m convert.masks_to_torch verify --model demo-run/model \
 		--masks demo-run/results/masks.safetensors --files-only
+	@echo
+	@echo "Done. Look at it: open demo-run/results/report.html in a browser."
+	@echo "Next, a model of yours: $(DEMO)/bin/python -m neuroal_jax.prune --model DIRECTORY_OR_HUB_ID --sparsity 0.7"
+	@echo "More: README.md, and docs/ ('make docs' serves them, with a tutorial)."
+
+what-demo-does:
+	@echo "Installs the package and what it needs into $(DEMO), prunes the embedded Llama of 0.8 million parameters to 70%"
+	@echo "sparsity with Wanda and NeuroAL, and verifies the zeros. It takes no GPU and downloads nothing but packages."
+	@echo "Results go to demo-run/results, the pruned model to demo-run/model."
+	@echo
 
 test: $(DEV)/installed
 	$(PYTEST)

@@ -12,7 +12,6 @@ from neuroal_jax.command.process import as_process
 if __name__ == "__main__":
     as_process(__spec__.name)  # before the imports that take a moment
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ from neuroal_jax.command.parser import Parser
 from neuroal_jax.command.program import run_program
 from neuroal_jax.data.windows import reader_for
 from neuroal_jax.masks.budget import EXACT, Budget
-from neuroal_jax.run.progress import progress
+from neuroal_jax.run.progress import Bars, heard_by, stage
 from neuroal_jax.search import block_step
 from neuroal_jax.search.objective import OBJECTIVES
 from neuroal_jax.search.walked import WalkedModel
@@ -73,14 +72,12 @@ def correlations(
     assert config.sparsity is not None
     budget = Budget(checkpoint.linear_shapes(), checkpoint.num_blocks, config.sparsity, EXACT, method.pattern)
     search_set = calibration[: len(calibration) // 2]
-    models = {
-        name: WalkedModel(blocks, method, budget, name, calibration, search_set, 1, progress) for name in OBJECTIVES
-    }
+    models = {name: WalkedModel(blocks, method, budget, name, calibration, search_set, 1, stage) for name in OBJECTIVES}
     problem = next(iter(models.values())).problem(config.plain())
     allocations = list(allocations_of(problem, random).values())
     scores = {name: model.score(name, allocations).totals for name, model in models.items()}
     perplexities = []
-    with progress("perplexity", len(allocations), "model") as advance:
+    with stage("perplexity", len(allocations), "model") as advance:
         for allocation in allocations:
             results = final.prune(blocks, method, calibration, budget.counts(allocation))
             perplexities.append(perplexity(blocks, evaluation, results))
@@ -121,8 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
 
     def work() -> None:
-        logging.getLogger("neuroal_jax").setLevel(logging.INFO)  # progress
-        print("\n".join(table(vars(make_parser().parse_args(arguments)))))
+        with Bars() as bars, heard_by(bars):
+            print("\n".join(table(vars(make_parser().parse_args(arguments)))))
 
     return run_program(work)
 

@@ -49,7 +49,8 @@ log = logging.getLogger("neuroal_jax")
 def apply_masks(model: "torch.nn.Module", path: str | Path, *, saved_by_run: bool = False) -> "torch.nn.Module":
     """Zeros in place, in any dtype and on any device, what a mask file prunes.
 
-    Adapters (PEFT) stay as they are: apply the masks again after merging them.
+    Weights are zeroed once: training moves them again unless their gradients are masked, or the masks are applied after
+    every step. Adapters (PEFT) stay as they are: apply the masks again after merging them.
 
     Args:
         model: A Hugging Face model of the kind that was pruned, or what wraps it (torch.compile, DataParallel, PEFT).
@@ -63,6 +64,20 @@ def apply_masks(model: "torch.nn.Module", path: str | Path, *, saved_by_run: boo
     Raises:
         UserError: If the masks are of another model, or of a pruner that changes kept weights without
             `saved_by_run`. Nothing is changed then.
+
+    Example:
+        >>> import tempfile, neuroal_jax
+        >>> from transformers import AutoModelForCausalLM
+        >>> from neuroal_jax.checkpoint.locate import locate
+        >>> from neuroal_jax.convert.masks_to_torch import apply_masks
+        >>> config = neuroal_jax.PruneConfig(
+        ...     model="demo", sparsity=0.7, allocation="uniform", nsamples=4, eval="none", out=tempfile.mkdtemp()
+        ... )
+        >>> result = neuroal_jax.prune(config)
+        >>> model = AutoModelForCausalLM.from_pretrained(locate("demo"))
+        >>> pruned = apply_masks(model, result.out / "masks.safetensors")
+        >>> sum(int((pruned.get_parameter(name) == 0).sum()) for name in result.masks.packed)
+        516096
     """
     import torch
 
@@ -152,7 +167,9 @@ class KeptZeros:
         return f"all that the masks prune is zero; {now} kept weights are zero too, {then} when the run ended{groups}"
 
 
-def verify(model: "str | torch.nn.Module", masks_path: Path, *, load: bool = True, exact: bool = False) -> KeptZeros:
+def verify(
+    model: "str | Path | torch.nn.Module", masks_path: str | Path, *, load: bool = True, exact: bool = False
+) -> KeptZeros:
     """Checks that every weight that the masks prune is zero, in the model of a run or after fine-tuning.
 
     Args:
@@ -162,12 +179,24 @@ def verify(model: "str | torch.nn.Module", masks_path: Path, *, load: bool = Tru
         exact: Whether the kept weights that are zero too must be as many as when the run ended.
 
     Returns:
-        What is known of kept weights that are zero too.
+        What is known of kept weights that are zero too; as text, one line that says what was found.
 
     Raises:
-        UserError: Naming the tensors that differ.
+        UserError: Naming the tensors that differ, or if the masks are of another model.
+
+    Example:
+        >>> import tempfile, neuroal_jax
+        >>> from neuroal_jax.convert.masks_to_torch import verify
+        >>> folder = tempfile.mkdtemp()
+        >>> config = neuroal_jax.PruneConfig(
+        ...     model="demo", sparsity=0.7, allocation="uniform", nsamples=4, eval="none",
+        ...     out=f"{folder}/run", save_model=f"{folder}/model",
+        ... )
+        >>> result = neuroal_jax.prune(config)
+        >>> print(verify(config.save_model, result.out / "masks.safetensors"))
+        its zeros are exactly the masks
     """
-    masks = read_masks(masks_path)
+    masks = read_masks(Path(masks_path))
     if not isinstance(model, str | Path):
         return _check_module(model, masks, f"this {type(model).__name__}", exact)
     path = locate(str(model))

@@ -164,7 +164,9 @@ def lengths_of(
     Raises:
         UserError: If what is here cannot be used.
     """
-    checkpoint, length = _opened(model), seqlen or default_seqlen(model)
+    checkpoint = _opened(model)
+    positions = () if checkpoint is None else (checkpoint.config.max_position_embeddings,)
+    length = seqlen or default_seqlen(model, *positions)
     if checkpoint is not None and is_token_file(calib) and os.path.isfile(calib):
         samples, length = reader_for(checkpoint, model, seqlen).calibration(calib, samples, seed=0).ids.shape
 

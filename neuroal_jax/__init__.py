@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from neuroal_jax.errors import UserError
     from neuroal_jax.finetune import keep_pruned, load_model, mask_tree
     from neuroal_jax.masks import load_masks
-    from neuroal_jax.run.pipeline import PruneResult, prune
+    from neuroal_jax.run.pipeline import prune
+    from neuroal_jax.run.progress import Progress
+    from neuroal_jax.run.result import PruneResult
 else:
     _lazy = lazy_names(
         __name__,
         {
             "PruneConfig": "neuroal_jax.command.config",
-            "PruneResult": "neuroal_jax.run.pipeline",
+            "Progress": "neuroal_jax.run.progress",
+            "PruneResult": "neuroal_jax.run.result",
             "UserError": "neuroal_jax.errors",
             "load_masks": "neuroal_jax.masks.file",
             "keep_pruned": "neuroal_jax.finetune",
@@ -38,4 +41,14 @@ else:
         return _lazy(name)
 
 
-__all__ = ["PruneConfig", "PruneResult", "UserError", "keep_pruned", "load_masks", "load_model", "mask_tree", "prune"]
+__all__ = [
+    "Progress",
+    "PruneConfig",
+    "PruneResult",
+    "UserError",
+    "keep_pruned",
+    "load_masks",
+    "load_model",
+    "mask_tree",
+    "prune",
+]

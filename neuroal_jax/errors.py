@@ -8,6 +8,17 @@ class UserError(Exception):
 
     The command line prints the message without a traceback and exits with code 2. What a file or an option brings into
     the message can neither command the terminal nor flood it.
+
+    Args:
+        message: What is wrong. Line ends become spaces, and characters that are not printable become escapes.
+
+    Example:
+        >>> import neuroal_jax
+        >>> try:
+        ...     neuroal_jax.PruneConfig(model="demo", sparsity=1.5)
+        ... except neuroal_jax.UserError as error:
+        ...     print(error)
+        --sparsity is 1.5, expected a number between 0 and 1, both excluded
     """
 
     def __init__(self, message: str) -> None:

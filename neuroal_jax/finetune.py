@@ -16,14 +16,24 @@ from neuroal_jax.models.family import expand
 
 
 def load_model(model: str, dtype: str | None = None) -> CausalLM:
-    """A checkpoint as a Flax module.
+    """A checkpoint as a Flax (NNX) module, all of it in memory.
 
     Args:
         model: Directory, Hub id or `demo`.
         dtype: dtype of the parameters; None keeps the checkpoint's.
 
+    Returns:
+        The module: called with int token ids `[batch, tokens]` it gives logits `[batch, tokens, vocabulary]`. Kernels
+        are `[in, out]`, as Flax has them.
+
     Raises:
         UserError: If the checkpoint cannot be read.
+
+    Example:
+        >>> import jax.numpy as jnp, neuroal_jax
+        >>> model = neuroal_jax.load_model("demo", "float32")
+        >>> model(jnp.zeros((2, 16), int)).shape
+        (2, 16, 768)
     """
     checkpoint = open_checkpoint(model)
     params = {path: jnp.asarray(array, dtype) for path, array in flax_params(checkpoint).items()}
@@ -54,8 +64,24 @@ def mask_tree(masks: Mapping[str, np.ndarray], checkpoint: Checkpoint, params: A
         checkpoint: The model that the masks belong to: its table maps the names.
         params: A pytree with the Flax model's paths, e.g. `nnx.state(model, nnx.Param)`.
 
+    Returns:
+        A tree like `params`, of bool `[in, out]` (True = kept) and None.
+
     Raises:
         UserError: If a mask has no kernel, or one of another shape, or a linear has no mask.
+
+    Example:
+        >>> import tempfile, neuroal_jax
+        >>> from flax import nnx
+        >>> from neuroal_jax.checkpoint import open_checkpoint
+        >>> config = neuroal_jax.PruneConfig(
+        ...     model="demo", sparsity=0.7, allocation="uniform", nsamples=4, eval="none", out=tempfile.mkdtemp()
+        ... )
+        >>> masks = neuroal_jax.load_masks(neuroal_jax.prune(config).out / "masks.safetensors")
+        >>> params = nnx.state(neuroal_jax.load_model("demo"), nnx.Param)
+        >>> tree = neuroal_jax.mask_tree(masks, open_checkpoint("demo"), params)
+        >>> tree["blocks"][0]["mlp"]["up_proj"]["kernel"][...].shape
+        (128, 256)
     """
     names, prunable = expand(checkpoint.rules, checkpoint.num_blocks), checkpoint.prunable()
     lacking = [name for name in prunable if name not in masks]
@@ -88,11 +114,30 @@ def _dotted(path: tuple[Any, ...]) -> str:
 def keep_pruned(masks: Any) -> optax.GradientTransformation:
     """An optax transformation that keeps pruned weights at zero; chain it last.
 
-    Args:
-        masks: A tree like the parameters, of bool arrays (True = kept) and None, as `mask_tree` makes it.
-
     Where a mask prunes, the update becomes `-parameter`, so that the parameter is zero after it whatever it was before
     and whatever momentum or weight decay came earlier in the chain.
+
+    Args:
+        masks: A tree like the parameters, of bool arrays of their shapes (True = kept) and None, as `mask_tree` makes
+            it.
+
+    Returns:
+        The transformation; its state is empty. Its `update` needs the parameters.
+
+    Raises:
+        ValueError: In `update`, without parameters, or where a mask and its parameter differ in shape.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from neuroal_jax import keep_pruned
+        >>> params = {"kernel": jnp.array([1.0, 2.0]), "bias": jnp.array([3.0])}
+        >>> optimizer = optax.chain(
+        ...     optax.sgd(0.5), keep_pruned({"kernel": jnp.array([True, False]), "bias": None})
+        ... )
+        >>> gradients = {"kernel": jnp.ones(2), "bias": jnp.ones(1)}
+        >>> updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+        >>> optax.apply_updates(params, updates)["kernel"].tolist()
+        [0.5, 0.0]
     """
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:

@@ -14,6 +14,14 @@ import neuroal_jax
 
 config = neuroal_jax.PruneConfig(model="demo", sparsity=0.7, allocation="owl", owl_m=3.0, out="run")
 reveal_type(neuroal_jax.prune(config))
+reveal_type(neuroal_jax.prune(config).report())
+
+
+def tell(now: neuroal_jax.Progress) -> None:
+    print(now.stage, now.done / now.total, now.seconds)
+
+
+reveal_type(neuroal_jax.prune(config, progress=tell))
 reveal_type(config.sparsity)
 masks = neuroal_jax.load_masks(Path("run/masks.safetensors"))
 reveal_type(masks)
@@ -31,6 +39,7 @@ neuroal_jax.prune(neuroal_jax.PruneConfig(model="demo", out="run")).mask
 neuroal_jax.prunes
 neuroal_jax.checkpoint.open_checkpoints
 neuroal_jax.load_masks(3)
+neuroal_jax.prune(neuroal_jax.PruneConfig(model="demo", out="run"), progress=3)
 """
 
 
@@ -47,7 +56,9 @@ def test_a_user_s_script_is_understood(tmp_path):
     found = mypy(tmp_path, imports + SCRIPT)
     revealed = [line.split('"')[1] for line in found if "Revealed type" in line]
     assert revealed == [
-        "neuroal_jax.run.pipeline.PruneResult",
+        "neuroal_jax.run.result.PruneResult",
+        "pathlib.Path",
+        "neuroal_jax.run.result.PruneResult",
         "float | None",
         "dict[str, numpy.ndarray[tuple[Any, ...], numpy.dtype[Any]]]",
         "neuroal_jax.models.causal_lm.CausalLM",
@@ -60,4 +71,4 @@ def test_a_user_s_script_is_understood(tmp_path):
 def test_mistakes_are_found(tmp_path):
     found = mypy(tmp_path, MISTAKES)
     lines = [int(line.split(":")[1]) for line in found if ": error:" in line]
-    assert lines == [5, 6, 7, 8, 9, 10], found
+    assert lines == [5, 6, 7, 8, 9, 10, 11], found

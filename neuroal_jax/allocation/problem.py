@@ -63,7 +63,7 @@ class Model(Protocol):
         """
 
     def score(self, stage: str, candidates: Sequence[Allocation]) -> Scores:
-        """What the objective says of each candidate over the search set; `stage` is the progress bar's title."""
+        """What the objective says of each candidate over the search set; `stage` is its name for people."""
 
     def align(self, candidate: Allocation) -> tuple[Scores | None, Differences]:
         """The `D - S` of every input in every block under one candidate.

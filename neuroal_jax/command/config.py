@@ -6,6 +6,7 @@ Methods bring options of their own, which stand in the methods' registries and b
 import math
 import os
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from neuroal_jax.allocation import ALLOCATIONS
@@ -77,11 +78,19 @@ _HURT = "".join(
 class PruneConfig(OptionsOfMethods):
     """Options of one run; `neuroal_jax.prune(PruneConfig(...))` is the command in Python.
 
-    Values may be strings, as the command line gives them; they are converted and checked on construction. Methods bring
-    more options, by keyword: `python -m neuroal_jax.prune --help` lists them all.
+    Values may be strings, as the command line gives them; they are converted and checked on construction. All are given
+    by keyword, and named as the flags are; `dataclasses.replace` makes a variant.
 
     Raises:
         UserError: Naming the flag, what was found and what is expected.
+
+    Example:
+        >>> from neuroal_jax import PruneConfig
+        >>> config = PruneConfig(model="demo", sparsity="0.7", pruner="wanda", row_lambdas="0.05,0.1")
+        >>> config.sparsity, config.row_lambdas, config.allocation, config.calib
+        (0.7, (0.05, 0.1), 'neuroal', 'demo')
+        >>> config.directory
+        'runs/demo-0.7-wanda-neuroal'
     """
 
     model: str = _option(
@@ -155,7 +164,10 @@ class PruneConfig(OptionsOfMethods):
     nsamples: int = _option(128, "data", "calibration sequences")
     search_samples: int = _option(8, "data", "of these, how many the search uses", affects="search")
     seqlen: int | None = _option(
-        None, "data", "tokens per sequence (default: 2048; 128 for the demo model; a 2-D token file's width)"
+        None,
+        "data",
+        "tokens per sequence (default: 2048, or as many as the model takes; 128 for the demo model; a 2-D token file's "
+        "width)",
     )
     seed: int = _option(0, "data", "seed of the sampling")
     eval: str = _option(
@@ -199,7 +211,12 @@ class PruneConfig(OptionsOfMethods):
         "sweep's runs do: what is there already is not measured again",
         affects="nothing",
     )
-    out: str | None = _option(None, "output", "directory for masks, allocation, manifest and report", affects="nothing")
+    out: str | None = _option(
+        None,
+        "output",
+        "directory for masks, allocation, manifest and report (default: runs/MODEL-SPARSITY-PRUNER-ALLOCATION)",
+        affects="nothing",
+    )
     save_model: str | None = _option(
         None, "output", "also write the pruned model as a Hugging Face checkpoint here", affects="nothing"
     )
@@ -253,14 +270,12 @@ class PruneConfig(OptionsOfMethods):
         self._check_combinations()
         if self.device_memory is not None and not self.dry_run:
             raise UserError("--device-memory plans for devices that are not here: add --dry-run")
-        if not self.dry_run and self.out is None:
-            raise UserError("--out is missing: name the directory for the results")
         if self.sparsity is None and self.allocation in ALLOCATIONS:
             raise UserError("--sparsity is missing: give the share of weights to remove, e.g. --sparsity 0.7")
-        places = {"--model": self.model, "--out": self.out, "--save-model": self.model_directory}
+        places = {"--model": self.model, "--out": self.directory, "--save-model": self.model_directory}
         values.refuse_same_directory({**places, "--measured": self.measured})
         cache = None if self.compilation_cache in (AUTO, "none") else self.compilation_cache
-        others = {"--out": self.out, "--compilation-cache": cache, "--measured": self.measured}
+        others = {"--out": self.directory, "--compilation-cache": cache, "--measured": self.measured}
         values.refuse_within("--save-model", self.model_directory, others)
 
     def _check_combinations(self) -> None:
@@ -335,10 +350,22 @@ class PruneConfig(OptionsOfMethods):
         return PRUNERS[self.pruner].updates_weights or self.refine_updates
 
     @property
+    def directory(self) -> str:
+        """Where the results go; by default, a place that is named after what was asked for."""
+        if self.out is not None:
+            return self.out
+        model = os.path.basename(os.path.abspath(self.model)) or "model"
+        sparsity = "" if self.sparsity is None else f"{self.sparsity:g}"
+        groups = "" if self.pattern == NONE else self.pattern.replace("auto:", "auto").replace(":", "of")
+        allocation = self.allocation if self.allocation in ALLOCATIONS else Path(self.allocation).stem
+        refine = "" if self.refine == NONE else self.refine
+        return os.path.join("runs", "-".join(filter(None, [model, sparsity, groups, self.pruner, allocation, refine])))
+
+    @property
     def model_directory(self) -> str | None:
         """Where the pruned model goes; always somewhere where masks alone do not hold the result."""
-        if self.save_model is None and self.updates_weights and self.out is not None:
-            return os.path.join(self.out, "model")
+        if self.save_model is None and self.updates_weights:
+            return os.path.join(self.directory, "model")
         return self.save_model
 
     @property
@@ -427,7 +454,15 @@ def all_options() -> list[Field[Any]]:
     return sorted(fields(PruneConfig), key=lambda option: _GROUPS.index(option.metadata["group"]))
 
 
+def _with_attributes(text: str) -> str:
+    """A docstring with every option, which the fields alone know."""
+    about = (f"        {option.name}: {option.metadata['help']}" for option in all_options())
+    return text.replace("    Raises:\n", "\n".join(["    Attributes:", *about, "", "    Raises:", ""]), 1)
+
+
 _GROUPS = ["model", "what to prune", "search", "methods", "data", "output"]
+if PruneConfig.__doc__:  # python -OO has none
+    PruneConfig.__doc__ = _with_attributes(PruneConfig.__doc__)
 
 
 def _source(name: str, value: Any, default: str) -> str:

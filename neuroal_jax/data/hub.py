@@ -21,5 +21,6 @@ def hub_rows(column: str, *location: str, **options: Any) -> Sequence[str]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"the Hugging Face Hub gave no data ({type(error).__name__}: {reason}): "
-            "give a local .txt, .jsonl, .parquet, .npy or .npz file instead"
+            "give a local .txt, .jsonl, .parquet, .npy or .npz file instead, or as NAME=FILE a copy of the data "
+            "set's own; --eval none needs no text"
         ) from error

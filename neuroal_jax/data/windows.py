@@ -22,9 +22,9 @@ DEFAULT_SEQLEN = 2048
 DEMO_SEQLEN = 128
 
 
-def default_seqlen(model: str) -> int:
-    """Tokens per window where no one says: as the paper, less for the embedded demo."""
-    return DEMO_SEQLEN if model == "demo" else DEFAULT_SEQLEN
+def default_seqlen(model: str, positions: int = DEFAULT_SEQLEN) -> int:
+    """Tokens per window where no one says: as the paper, less for the embedded demo and for shorter `positions`."""
+    return min(DEMO_SEQLEN if model == "demo" else DEFAULT_SEQLEN, positions)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def reader_for(checkpoint: "Checkpoint", model: str, seqlen: int | None, text_co
     """The reader for an opened model; `model` is what the user called it, the others what the user asked for."""
     limits = (checkpoint.config.vocab_size, checkpoint.config.max_position_embeddings)
     bos = checkpoint.family.bos_every_window
-    return Reader(checkpoint.path, *limits, seqlen, default_seqlen(model), bos, text_column)
+    return Reader(checkpoint.path, *limits, seqlen, default_seqlen(model, limits[1]), bos, text_column)
 
 
 def read_evaluations(reader: Reader, sources: Sequence[str], flag: str = "--eval") -> dict[str, Windows]:

@@ -158,10 +158,26 @@ def masks_of(path: Path, source: TensorSource, model: str) -> PackedMasks:
 
 
 def load_masks(path: str | Path) -> dict[str, np.ndarray]:
-    """All masks of a file: bool `[out, in]`, True = kept, by Hugging Face name.
+    """All masks of a file, unpacked: one byte a weight.
+
+    Args:
+        path: `masks.safetensors` of a run.
+
+    Returns:
+        bool `[out, in]`, True = kept, by Hugging Face parameter name: in the orientation of a torch weight.
 
     Raises:
         UserError: If the file is not a complete, consistent mask file.
+
+    Example:
+        >>> import tempfile, neuroal_jax
+        >>> config = neuroal_jax.PruneConfig(
+        ...     model="demo", sparsity=0.7, allocation="uniform", nsamples=4, eval="none", out=tempfile.mkdtemp()
+        ... )
+        >>> masks = neuroal_jax.load_masks(neuroal_jax.prune(config).out / "masks.safetensors")
+        >>> mask = masks["model.layers.0.self_attn.q_proj.weight"]
+        >>> mask.shape, mask.dtype, round(1 - float(mask.mean()), 3)
+        ((128, 128), dtype('bool'), 0.703)
     """
     masks = read_masks(Path(path))
     return {name: masks.mask(name) for name in masks.packed}

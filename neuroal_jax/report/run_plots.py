@@ -56,10 +56,10 @@ def run_sections(manifest: Manifest, allocation: Mapping[str, Any]) -> list[Sect
     allocated = per_linear(allocation["sparsity"])
     return [
         _perplexity(manifest),
-        _block_sparsity(manifest, allocated),
+        block_sparsity(manifest, allocated),
         _linear_sparsity(manifest),
         _row_sparsity(allocated),
-        *_scores(manifest),
+        *candidate_scores(manifest),
         _alignment(manifest),
         *_measured(manifest),
         _seconds(manifest),
@@ -87,7 +87,8 @@ def _perplexity(manifest: Manifest) -> Section:
     return Section(*section, sentence, {"": plot} if plot else {})
 
 
-def _block_sparsity(manifest: Manifest, allocated: PerLinear) -> Section:
+def block_sparsity(manifest: Manifest, allocated: PerLinear) -> Section:
+    """Zeros of every block, beside what was allocated to it."""
     section = ("block-sparsity", "Sparsity per block")
     if "zeros_per_linear" not in manifest:
         return Section(*section, _NO_COUNTS, {})
@@ -164,7 +165,7 @@ def _row_quantiles(rows_of_blocks: Sequence[Any], scale: Mapping[str, Any]) -> g
     return figure([boxes, ends], "block", "sparsity", 270, block_axis(len(blocks)), scale)
 
 
-def _scores(manifest: Manifest) -> list[Section]:
+def candidate_scores(manifest: Manifest) -> list[Section]:
     """A section for every step whose candidates were recorded, or one for all where each goes on from the last."""
     winners = recorded_winners(manifest)
     objective = manifest.get("options", {}).get("objective", "alignment")

@@ -15,7 +15,7 @@ from neuroal_jax.machine.programs import Trace, watched_traces
 from neuroal_jax.resume.state import State
 from neuroal_jax.run import console
 from neuroal_jax.run.processes import begin_search
-from neuroal_jax.run.progress import Clock, progress
+from neuroal_jax.run.progress import Clock, stage
 from neuroal_jax.run.settle import SettledRun
 from neuroal_jax.search.walked import WalkedModel
 from neuroal_jax.walk import final
@@ -77,7 +77,7 @@ def compute(
         def evaluate(model: str, results: list[BlockResult] | None) -> None:
             for name, windows in evaluations.items():
                 title = f"{model} perplexity"
-                with clock(f"perplexity_{model}"), progress(title, work(checkpoint), "weight") as advance:
+                with clock(f"perplexity_{model}"), stage(title, work(checkpoint), "weight") as advance:
                     token_ppl[name][model] = perplexity(blocks, windows.ids, results, advance)
                 return_freed()  # what comes next has arrays of other sizes
                 console.print_perplexity(model, token_ppl[name][model], windows)
@@ -85,7 +85,7 @@ def compute(
         evaluate("dense", None)
         decision = _decide(settled, blocks, calibration.ids, candidate_batch, clock)
         counts = budget.counts(decision.allocation)
-        with clock("prune"), progress("prune", checkpoint.num_blocks, "block") as advance:
+        with clock("prune"), stage("prune", checkpoint.num_blocks, "block") as advance:
             results = final.prune(blocks, settled.method, calibration.ids, counts, advance, move_updated, budget.zeros)
         allocation = budget.fit(decision.allocation)
         zeros = [_zeros(result, budget.shapes) for result in results]
@@ -114,7 +114,7 @@ def _decide(settled: SettledRun, blocks: Blocks, windows: np.ndarray, candidate_
         windows,
         search_set,
         candidate_batch,
-        progress,
+        lambda title, total, unit: stage(f"search: {title}", total, unit),
         fitted_on,
         settled.helpers,
     )

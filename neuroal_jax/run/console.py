@@ -11,15 +11,60 @@ import numpy as np
 from neuroal_jax.allocation.allocation import Allocation
 from neuroal_jax.allocation.problem import Candidate, Decision, Gain
 from neuroal_jax.checkpoint.opened import Checkpoint
+from neuroal_jax.command.config import AUTO, PruneConfig
 from neuroal_jax.data.windows import Windows
 from neuroal_jax.masks.budget import Budget
 from neuroal_jax.models.family import Shapes
 from neuroal_jax.numerics.cholesky import DAMPING
+from neuroal_jax.refine import NONE
+from neuroal_jax.report.page import REPORT
 from neuroal_jax.run.plan import Plan
+from neuroal_jax.run.settle import SettledRun
 from neuroal_jax.search.objective import OBJECTIVES
 from neuroal_jax.walk.final import BlockResult
 
 log = logging.getLogger("neuroal_jax")
+
+
+def print_choices(settled: SettledRun) -> None:
+    """What the run settled on before it reads any text, and how to choose otherwise."""
+    config, asked, checkpoint, budget = settled.config, settled.asked, settled.checkpoint, settled.budget
+    shown = f"{checkpoint.family.name}, {budget.num_blocks} blocks, {budget.prunable:,} prunable weights"
+    log.info(
+        "model: %s (%s), of which %s go (--sparsity %g)", config.model, shown, f"{budget.total:,}", budget.sparsity
+    )
+    device = settled.devices.every[0]
+    own = "the checkpoint's own" if config.dtype == checkpoint.dtype else "as always on a CPU"
+    why = own if asked.dtype == AUTO else "as asked"
+    message = "device: %d x %s; computing in %s, %s (--devices, --dtype)"
+    log.info(message, len(settled.devices), device.device_kind, config.dtype, why)
+    refined = "" if config.refine == NONE else f", then {config.refine}"
+    tried = f", {' + '.join(map(str, settled.stage_sizes))} candidates tried" if settled.stage_sizes else ""
+    message = "method: which weights go, by %s; how many where, by %s%s%s (--pruner, --allocation, --refine)"
+    log.info(message, config.pruner, config.allocation, tried, refined)
+    log.info("texts: %s for calibration, %s for perplexity (--calib, --eval)", config.calib, config.eval)
+    log.info("results: %s (--out)", config.directory)
+
+
+def print_sizes(plan: Plan, calibration: Windows, config: PruneConfig) -> None:
+    """How much text the run takes, and by the plan how much memory."""
+    samples, seqlen = calibration.ids.shape
+    searched = f", {min(config.search_samples, samples)} of them to search with" if config.searches else ""
+    message = "calibration: %d sequences of %d tokens%s (--nsamples, --seqlen, --search-samples)"
+    log.info(message, samples, seqlen, searched)
+    kind, peak, free, room = "device", plan.device_peak, plan.device_available, "as fit"
+    if plan.devices_share_host:
+        kind, peak, free, room = "host", plan.host_peak, plan.devices * free, "as its cache takes"
+    why = room if config.candidate_batch is None else "as asked"
+    together = f"; {plan.candidate_batch} candidates at a time, {why} (--candidate-batch)"
+    log.info(
+        "memory: %s peak %s by estimate, %s are free%s",
+        kind,
+        _gib(peak),
+        _gib(free),
+        together if plan.candidate_batch else "",
+    )
+    log.info("all options: python -m neuroal_jax.prune --help; with --dry-run, the plan alone")
 
 
 def print_perplexity(state: str, value: float, windows: Windows) -> None:
@@ -104,6 +149,7 @@ def print_result(manifest: Mapping[str, Any], out: Path, saved: str | None) -> N
             log.info("whole numbers of %d come no closer to the sparsity that was requested", pattern["size"])
     places = str(out) if saved is None else f"{out}, pruned model in {saved}"
     log.info("written to %s. Zeros in dense tensors alone make nothing smaller or faster.", places)
+    log.info("to look at it, open %s in a browser", out / REPORT)
 
 
 def print_plan(plan: Plan, checkpoint: Checkpoint, model: str, budget: Budget) -> None:

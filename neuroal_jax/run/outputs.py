@@ -63,7 +63,7 @@ def stage_results(settled: SettledRun) -> Iterator[Results]:
     config, inputs = settled.config, inputs_of(settled)
     if config.measured is not None and (holding := inputs.holding(Path(config.measured))):
         raise UserError(f"--measured {config.measured} lies in {holding}: choose another directory")
-    target, model = Path(config.out or ""), config.model_directory
+    target, model = Path(config.directory), config.model_directory
     own_model = model is not None and same_place(model, target / MODEL)
     names = (MASKS, ALLOCATION, MANIFEST, REPORT, *([MODEL] if own_model else []))
     shared = Shared(names, _written_before)

@@ -1,15 +1,12 @@
 """The story of a run, top to bottom: read, calibrate, allocate, prune, write."""
 
 import logging
-from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from neuroal_jax.allocation.allocation import Allocation
 from neuroal_jax.allocation.file import describe
 from neuroal_jax.command.config import AUTO, PruneConfig
 from neuroal_jax.data import Windows, check_sources, read_evaluations, reader_for
@@ -26,44 +23,52 @@ from neuroal_jax.machine.memory import (
     return_freed,
 )
 from neuroal_jax.machine.processes import Waiting, waiting
-from neuroal_jax.masks.file import PackedMasks, save_masks
+from neuroal_jax.masks.file import save_masks
 from neuroal_jax.resume import state as resume
 from neuroal_jax.run import console, outputs
 from neuroal_jax.run.compute import compute
 from neuroal_jax.run.identity import identify, measured_in
 from neuroal_jax.run.manifest import describe_run
-from neuroal_jax.run.plan import Plan, plan_run, reads_text, refuse_small_devices
+from neuroal_jax.run.plan import plan_run, reads_text, refuse_small_devices
 from neuroal_jax.run.processes import gather, group_of, help_first, on_own_devices
-from neuroal_jax.run.progress import Clock
+from neuroal_jax.run.progress import Clock, Listener, heard_by, stage
+from neuroal_jax.run.result import PruneResult
 from neuroal_jax.run.settle import SettledRun, settle
 
 log = logging.getLogger("neuroal_jax")
 
 
-@dataclass(frozen=True)
-class PruneResult:
-    """What a run gives back.
+def prune(config: PruneConfig, progress: Listener | None = None) -> PruneResult:
+    """Prunes a model as `config` says and writes the results: what `python -m neuroal_jax.prune` does, in Python.
 
-    Attributes:
-        out: Directory of the results; None for a dry run, and in all but the first of several processes.
-        plan: Memory, candidates per batch, sizes; None in all but the first of several processes.
-        manifest: The content of manifest.json; empty likewise.
-        masks: The packed masks; None likewise.
-        allocation: Sparsity of every linear; None likewise.
-    """
+    Shows and prints nothing: messages go to the logger `neuroal_jax`, at the level INFO, and warnings too. The
+    compilation cache is left as the caller set JAX up, unless `config` names a directory.
 
-    out: Path | None
-    plan: Plan | None
-    manifest: Mapping[str, Any]
-    masks: PackedMasks | None = None
-    allocation: Allocation | None = None
+    Args:
+        config: All options.
+        progress: Called with a `Progress` when a stage of the run begins, and then at least once for every block that
+            it goes through, in the thread that called `prune`. What it returns is ignored, and no result depends on it.
+            An exception of it (or Ctrl-C) ends the run: nothing half-written is left, and `resume=True` goes on later.
+            Of several processes only the first one calls it.
 
-
-def prune(config: PruneConfig) -> PruneResult:
-    """Prunes a model as `config` says and writes the results.
+    Returns:
+        Directory of the results, manifest, masks and allocation. In a notebook it shows itself as a summary.
 
     Raises:
-        UserError: For anything in the options, the model or the data that cannot be used. Nothing is left behind then.
+        UserError: For anything in the options, the model or the data that cannot be used, for results that are there
+            already without `overwrite=True`, and for too little memory. Nothing is left behind then.
+
+    Example:
+        >>> import tempfile, neuroal_jax
+        >>> config = neuroal_jax.PruneConfig(
+        ...     model="demo", sparsity=0.7, allocation="uniform", nsamples=4, eval="none", out=tempfile.mkdtemp()
+        ... )
+        >>> stages = []
+        >>> result = neuroal_jax.prune(config, progress=lambda now: stages.append(now.stage))
+        >>> list(dict.fromkeys(stages))
+        ['open model', 'read texts', 'prune', 'write']
+        >>> f"{result.manifest['sparsity']['achieved']:.4f}"
+        '0.7000'
     """
     if config.compilation_cache not in (AUTO, "none"):
         use_cache(Path(config.compilation_cache))
@@ -74,12 +79,13 @@ def prune(config: PruneConfig) -> PruneResult:
             if not config.dry_run:
                 help_first(config, group)
             return PruneResult(None, None, {})
-        if config.dry_run:
-            return _plan(config, 1 if group is None else group.processes)
-        if group is None:
-            return _prune(config)
-        with waiting(group) as others:
-            return _prune(config, others)
+        with heard_by(progress):
+            if config.dry_run:
+                return _plan(config, 1 if group is None else group.processes)
+            if group is None:
+                return _prune(config)
+            with waiting(group) as others:
+                return _prune(config, others)
 
 
 def _plan(config: PruneConfig, processes: int) -> PruneResult:
@@ -97,18 +103,21 @@ def _plan(config: PruneConfig, processes: int) -> PruneResult:
 def _prune(config: PruneConfig, others: Waiting | None = None) -> PruneResult:
     """The run, in its first process; `others`: where the other ones come to."""
     clock = Clock()
-    with clock("read"):
+    with clock("read"), stage("open model", 1, "step") as advance:
         settled = settle(config)
+        advance(1)
+    console.print_choices(settled)
     check_sources(config.calib, config.evaluations, config.text_column)
-    checkpoint, target = settled.checkpoint, Path(config.out or "")
+    checkpoint, target = settled.checkpoint, Path(config.directory)
     told = nullcontext() if others is None else others.told()
     with ExitStack() as stack, background() as thread, told, exhaustion_explained(LOWER):
         results = stack.enter_context(outputs.stage_results(settled))
         out, saved = results.out, results.saved
         zeros = thread.submit(checkpoint.zeros)
-        with clock("read"):
+        with clock("read"), stage("read texts", 1, "step") as advance:
             calibration, evaluations = _read_data(settled)
             settled = replace(settled, budget=replace(settled.budget, zeros=zeros.result()))
+            advance(1)
         hashes = thread.submit(checkpoint.hashes)
         if others is not None:
             settled = gather(settled, others, hashes.result()["model"])
@@ -125,12 +134,13 @@ def _prune(config: PruneConfig, others: Waiting | None = None) -> PruneResult:
             resume.kept(target, identity, plan.candidate_batch, hashes, resume=config.resume, measured=measured)
         )
         plan = replace(plan, candidate_batch=state.candidate_batch)
+        console.print_sizes(plan, calibration, settled.config)
         move = outputs.move_to_files(results.scratch)
         return_freed()  # by the tokenizer, above all
         with freed_memory_kept() if jax.default_backend() == "cpu" else nullcontext():
             pruned = compute(settled, plan.candidate_batch, calibration, evaluations, clock, move, state)
         state.check_weights(hashes.result()["model"])
-        with clock("write"):
+        with clock("write"), stage("write", 1, "step") as advance:
             masks = outputs.pack_masks(settled, pruned, hashes.result()["prunable"])
             save_masks(out / outputs.MASKS, masks)
             names = checkpoint.prunable()
@@ -138,6 +148,7 @@ def _prune(config: PruneConfig, others: Waiting | None = None) -> PruneResult:
             write_json(out / outputs.ALLOCATION, allocation)
             if saved is not None:
                 checkpoint.save_edited(saved, outputs.edit_of(names, pruned, masks))
+            advance(1)
         manifest = describe_run(settled, plan, pruned, calibration, evaluations, hashes.result(), clock.seconds)
         if measured is not None:
             manifest["reused"] = measured.reused

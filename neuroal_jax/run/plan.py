@@ -133,7 +133,8 @@ def plan_run(
     Until other processes are there, as many of them as `processes` says are taken to have as many devices.
     """
     config = settled.config
-    samples, seqlen = config.nsamples, config.seqlen or default_seqlen(config.model)
+    positions = settled.checkpoint.config.max_position_embeddings
+    samples, seqlen = config.nsamples, config.seqlen or default_seqlen(config.model, positions)
     if calibration is not None:
         samples, seqlen = calibration.ids.shape
     of_process = len(settled.devices) if config.devices == ALL else int(config.devices)

@@ -16,7 +16,7 @@ from neuroal_jax.machine.group import Group
 from neuroal_jax.machine.memory import LOWER, exhaustion_explained, freed_memory_kept
 from neuroal_jax.machine.processes import Link, Waiting, introduce, linked
 from neuroal_jax.run.identity import alike
-from neuroal_jax.run.progress import progress
+from neuroal_jax.run.progress import stage
 from neuroal_jax.run.settle import SettledRun, own_devices, settle
 from neuroal_jax.search.shared import Helpers, help_with
 from neuroal_jax.search.walked import WalkedModel
@@ -109,7 +109,7 @@ def _score_for(link: Link, settled: SettledRun) -> None:
         calibration=search_set,
         search_set=search_set,
         candidate_batch=1,
-        progress=progress,
+        stage=stage,
         fitted=message.arrays.get("fitted"),
     )
     help_with(link, model.score_here)

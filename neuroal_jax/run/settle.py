@@ -84,7 +84,7 @@ def settle(asked: PruneConfig) -> SettledRun:
     if config.dtype == AUTO:
         on_cpu = jax.default_backend() == "cpu" and config.device_memory is None
         config = replace(config, dtype="float32" if on_cpu else checkpoint.dtype)
-    config = replace(config, save_model=config.model_directory)
+    config = replace(config, out=config.directory, save_model=config.model_directory)
     method = make_method(config.pruner, config.refine, config.plain())
     budget = Budget(checkpoint.linear_shapes(), checkpoint.num_blocks, sparsity, config.budget, method.pattern)
     return SettledRun(asked, config, checkpoint, method, budget, given, stage_sizes, own_devices(config))

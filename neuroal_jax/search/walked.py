@@ -19,7 +19,7 @@ from neuroal_jax.walk import head, measure, perplexity, refined_search, search
 from neuroal_jax.walk.blocks import Advance, Blocks
 from neuroal_jax.walk.method import Method
 
-Progress = Callable[[str, int, str], AbstractContextManager[Advance]]  # of a title, a total and its unit
+Stage = Callable[[str, int, str], AbstractContextManager[Advance]]  # of a title, a total and its unit
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class WalkedModel:
         calibration: Token ids `[n, tokens]`, for measurements.
         search_set: Token ids `[n, tokens]`, for scores.
         candidate_batch: Candidates that run together.
-        progress: Shows how far a walk is.
+        stage: Begins what others may follow, as `run.progress.stage` does: a walk.
         fitted: Token ids `[m, tokens]` that candidates are refined on before they are scored; None: they are not.
         helpers: Other processes, which score a part of the candidates; None: there are none.
     """
@@ -46,7 +46,7 @@ class WalkedModel:
     calibration: np.ndarray
     search_set: np.ndarray
     candidate_batch: int
-    progress: Progress
+    stage: Stage
     fitted: np.ndarray | None = None
     helpers: Helpers | None = None
 
@@ -54,7 +54,7 @@ class WalkedModel:
         self, label: str, needs: Sequence[str], of_block: Measurement, settings: Mapping[str, Any] | None = None
     ) -> list[Any]:
         """See `allocation.problem.Model`."""
-        with self.progress(label, self.budget.num_blocks, "block") as advance:
+        with self.stage(label, self.budget.num_blocks, "block") as advance:
             return measure.measure(self.blocks, label, self.calibration, needs, of_block, advance, settings)
 
     def score(self, stage: str, candidates: Sequence[Allocation]) -> Scores:
@@ -81,15 +81,15 @@ class WalkedModel:
         counts = [self.budget.counts(candidate) for candidate in candidates]
         entry = OBJECTIVES[self.objective]
         if not entry.reads_head:
-            with self.progress(stage, self.budget.num_blocks * len(counts), "candidate-block") as advance:
+            with self.stage(stage, self.budget.num_blocks * len(counts), "candidate-block") as advance:
                 return search.score(blocks, self.method, self._code.score, self.search_set, counts, together, advance)
         dense = self._dense if entry.against_dense else None
         if self.fitted is not None:
-            with self.progress(stage, perplexity.work(blocks.checkpoint) * len(counts), "weight") as advance:
+            with self.stage(stage, perplexity.work(blocks.checkpoint) * len(counts), "weight") as advance:
                 return refined_search.score(
                     blocks, self.method, self._code, dense, self.fitted, self.search_set, counts, advance
                 )
-        with self.progress(stage, search.work(blocks.checkpoint, self.method) * len(counts), "weight") as advance:
+        with self.stage(stage, search.work(blocks.checkpoint, self.method) * len(counts), "weight") as advance:
             return search.score_by_head(
                 blocks, self.method, self._code, dense, self.search_set, counts, together, advance
             )
@@ -97,7 +97,7 @@ class WalkedModel:
     def align(self, candidate: Allocation) -> tuple[Scores | None, Differences]:
         """See `allocation.problem.Model`."""
         objective = None if OBJECTIVES[self.objective].reads_head else self._code.score
-        with self.progress("alignment", self.budget.num_blocks, "block") as advance:
+        with self.stage("alignment", self.budget.num_blocks, "block") as advance:
             counts = self.budget.counts(candidate)
             return search.align(self.blocks, self.method, objective, self.search_set, counts, advance)
 
@@ -117,12 +117,12 @@ class WalkedModel:
     @cached_property
     def _dense(self) -> Dense:
         """The dense model's distributions on the search set: one walk for all stages."""
-        with self.progress("dense distributions", perplexity.work(self.blocks.checkpoint), "weight") as advance:
+        with self.stage("dense distributions", perplexity.work(self.blocks.checkpoint), "weight") as advance:
             return head.dense_distributions(self.blocks, self.search_set, advance)
 
     def dense_norms(self, candidate: Allocation) -> Norms:
         """See `allocation.problem.Model`."""
-        with self.progress("norms", self.budget.num_blocks, "block") as advance:
+        with self.stage("norms", self.budget.num_blocks, "block") as advance:
             return search.dense_norms(self.blocks, self.method, self.search_set, self.budget.counts(candidate), advance)
 
     @property

@@ -79,6 +79,7 @@ def score(
         if block < blocks.last:
             of_dense = [programs.run(blocks.spec, weights, h) for h in of_dense]
             steps.record(block, [*of_dense, *flat])
+        advance(0)  # in this thread, where a listener is told of what others did
     outputs = [scored[None] for scored in flat]
     scores = head.scores(blocks, objective, dense, windows, outputs, lambda size: advance(len(candidates) * size))
     steps.record(blocks.last, [], {"scores": scores})

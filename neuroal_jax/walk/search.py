@@ -86,6 +86,7 @@ def score(
 
     for block, outputs in _through_blocks(blocks, method, dense_needs(method), hidden, steps.first, groups, run):
         steps.record(block, outputs, {"scores": scores[:, :, block]})
+        advance(0)  # in this thread, where a listener is told of what others did
     return Scores(of_linears=scores.reshape(-1, *scores.shape[2:])[: len(candidates)])
 
 
@@ -134,6 +135,7 @@ def score_by_head(
     for block, outputs in _through_blocks(blocks, method, method.needs, hidden, steps.first, groups, run):
         if block < blocks.last:
             steps.record(block, outputs)
+        advance(0)  # as above
     scores = head.scores(blocks, objective, dense, windows, outputs, lambda size: advance(len(candidates) * size))
     steps.record(blocks.last, [], {"scores": scores[: len(candidates)]})
     return Scores(of_sequences=scores[: len(candidates)])

@@ -133,10 +133,25 @@ def test_data_follow_the_model_unless_given():
     assert config(model="demo", calib="a.txt").calib == "a.txt"
 
 
-def test_only_a_dry_run_needs_no_output():
-    assert config(out=None, dry_run=True).out is None
-    with pytest.raises(UserError, match="--out is missing"):
-        config(out=None)
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"model": "owner/Model-7b", "sparsity": 0.7}, "runs/Model-7b-0.7-wanda-neuroal"),
+        (
+            {"model": "a/b/", "sparsity": "0.65", "pruner": "magnitude", "refine": "refit"},
+            "runs/b-0.65-magnitude-neuroal-refit",
+        ),
+        ({"pattern": "2:4"}, "runs/m-0.5-2of4-wanda-uniform"),
+        ({"pattern": "auto:8", "sparsity": 0.6}, "runs/m-0.6-auto8-wanda-neuroal"),
+        ({"out": "elsewhere"}, "elsewhere"),
+    ],
+)
+def test_results_go_to_a_place_that_is_named_after_what_was_asked_for(options, place):
+    found = config(**{"out": None, **options})
+    assert found.directory == place
+    assert found.model_directory == (f"{place}/model" if found.updates_weights else None)
+    other = dataclasses.replace(found, pruner="multiflow")
+    assert (other.directory == place) == ("out" in options)
 
 
 def test_only_an_allocation_file_makes_sparsity_optional(tmp_path):

@@ -11,7 +11,7 @@ from neuroal_jax.checkpoint.opened import open_checkpoint
 from neuroal_jax.masks.budget import Budget
 from neuroal_jax.models import llama as llama_family
 from neuroal_jax.numerics import alignment
-from neuroal_jax.run.progress import progress
+from neuroal_jax.run.progress import stage
 from neuroal_jax.search import block_step, neuroal, row_step
 from neuroal_jax.search.lambdas import block_lambdas, lambdas_for, row_lambdas
 from neuroal_jax.search.walked import WalkedModel
@@ -28,7 +28,7 @@ def problem_of(checkpoint, windows, sparsity, **options):
     method, shapes = make_method("wanda"), checkpoint.linear_shapes()
     budget = Budget(shapes, checkpoint.num_blocks, sparsity, "exact", method.pattern)
     blocks = Blocks(checkpoint, "float32", 4)
-    model = WalkedModel(blocks, method, budget, "alignment", windows, windows, 2, progress)
+    model = WalkedModel(blocks, method, budget, "alignment", windows, windows, 2, stage)
     options = {"budget": "exact", **options}
     return Problem(sparsity, checkpoint.num_blocks, shapes, checkpoint.family, checkpoint.config, options, model)
 
