@@ -149,9 +149,15 @@ def test_two_processes_give_the_bytes_of_one(llama, tokens, tmp_path, method, to
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["scores-of-all", "pruning"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(
+    ("which", "number", "place"),
+    [
+        (0, signal.SIGKILL, "scores-of-all"),
+        (0, signal.SIGTERM, "pruning"),
+        (1, signal.SIGKILL, "pruning"),
+        (1, signal.SIGTERM, "scores-of-all"),
+    ],
+)
 def test_the_end_of_one_is_the_end_of_all_and_resume_goes_on(llama, tokens, tmp_path, which, number, place):
     arguments = ["--model", llama, "--sparsity", "0.6", "--calib", tokens, *SHORT]
     alone = of_one(tmp_path, arguments)
