@@ -1,12 +1,15 @@
 """Least squares on a fixed mask: the kept weights that come closest to the dense model's output. Always fp32."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+_PARTS = 4  # of a product's sides: then 10 of 16 parts are computed
 
 
 class OfInputs(NamedTuple):
@@ -89,15 +92,23 @@ def add_products(
         return jnp.matmul(a.T, b, precision=_HIGHEST)
 
     now, so_far = tokens(x), before.dense
-    gram = before.gram + product(now, now)
+    gram = before.gram + _gram(now)
     if so_far is None:
         return Products(gram, None)
     then = tokens(dense)
     if isinstance(so_far, OfInputs):
-        return Products(gram, OfInputs(so_far.cross + product(now, then), so_far.dense + product(then, then)))
+        return Products(gram, OfInputs(so_far.cross + product(now, then), so_far.dense + _gram(then)))
     outputs = jnp.matmul(then, weight.astype(jnp.float32).T, precision=_HIGHEST)
     target = so_far.target + jnp.sum(jnp.square(outputs), axis=0)
     return Products(gram, OfOutputs(so_far.aim + product(outputs, now), target))
+
+
+def _gram(x: Float[Array, "tokens in"]) -> Float[Array, "in in"]:
+    """`X^T X`: what is on one side of the diagonal is on the other, so most of that is not computed again."""
+    ends = np.linspace(0, x.shape[1], _PARTS + 1).astype(int)
+    parts = [x[:, first:end] for first, end in pairwise(ends)]
+    upper = {(a, b): jnp.matmul(parts[a].T, parts[b], precision=_HIGHEST) for b in range(_PARTS) for a in range(b + 1)}
+    return jnp.block([[upper[a, b] if a <= b else upper[b, a].T for b in range(_PARTS)] for a in range(_PARTS)])
 
 
 def _of_outputs(weight: Float[Array, "out in"], products: Products) -> OfOutputs:

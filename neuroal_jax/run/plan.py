@@ -16,6 +16,7 @@ The formula, with C candidates per batch out of K, N search sequences of T token
              pruning:    hidden states                     (of all calibration sequences)
                        + activations of a batch (twice on a CPU, thrice where kept weights are fitted to dense outputs),
                          a pruned block, selection
+                       + where they are fitted, one input of all calibration sequences in both blocks
                        + what the pruner and the refinement say that they take
              perplexity: hidden states                     (of one text's windows)
                        + activations of a batch and a pruned block, or
@@ -43,6 +44,7 @@ from neuroal_jax.errors import UserError
 from neuroal_jax.machine.memory import available_memory
 from neuroal_jax.masks.budget import prunable_weights
 from neuroal_jax.models.attention import score_bytes
+from neuroal_jax.models.family import by_input
 from neuroal_jax.numerics.statistics import SUMS
 from neuroal_jax.run.settle import SettledRun
 from neuroal_jax.search.objective import OBJECTIVES, Objective
@@ -190,6 +192,9 @@ def make_plan(checkpoint: Checkpoint, work: Workload, limit: int | None) -> Plan
     # Of what is fitted to dense outputs, all is on the first device.
     samples = work.samples if work.method.update else _of_device(work.samples, work.batch, work.devices)
     pruning = walks * samples * work.seqlen * hidden + forwards * work.batch * work.seqlen * live
+    if work.method.update:  # an input of all that is fitted, in both blocks, but never the last one
+        widths = [checkpoint.input_widths()[name] for name in by_input(checkpoint.family.linears)]
+        pruning += 2 * samples * work.seqlen * size * max(widths[:-1], default=0)
     pruning += block + selection + pruner + refinement
     if work.devices > 1 and any(name in SUMS for name in work.method.needs):
         # A batch's inputs that are sent to the devices which sum them up, and those that come from the others.

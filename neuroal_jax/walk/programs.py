@@ -7,6 +7,7 @@ run of a process. Linears arrive as `W[out, in]`; the transpose to Flax kernels 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from neuroal_jax.refine import NONE
 from neuroal_jax.walk.method import Method, Update
 
 Objective = Callable[[Float[Array, "in"], Float[Array, "in"]], Float[Array, ""]]  # of dense and pruned norms
+Inputs = dict[str, Float[Array, "b t _"]]  # of a block's linears, by name
 StatisticsOfInputs = dict[str, Statistics]
 
 
@@ -50,11 +52,27 @@ def module_from(graph: nnx.GraphDef, params: dict[str, Array]) -> Any:
 
 
 def _forward(
-    spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"]
-) -> tuple[Float[Array, "b t d"], dict[str, Float[Array, "b t in"]]]:
-    """The block's output and the inputs of its linears by name."""
+    spec: BlockSpec, weights: Weights, hidden: Float[Array, "b t d"], known: Inputs | None = None
+) -> tuple[Float[Array, "b t d"], Inputs]:
+    """The block's output and the inputs of its linears by name.
+
+    Linears read `known` inputs as they are given: XLA drops what only computes them.
+    """
     kernels = {f"{name}.kernel": weight.T for name, weight in weights.linears.items()}
-    return module_from(spec.graph, {**weights.rest, **kernels})(hidden)
+    block = module_from(spec.graph, {**weights.rest, **kernels})
+    for linear in spec.linears:
+        if known and linear.reads in known:
+            *path, name = linear.name.split(".")
+            parent = reduce(getattr, path, block)
+            vars(parent)[name] = partial(_read, getattr(parent, name), known[linear.reads])
+    output, inputs = block(hidden)
+    return output, {**inputs, **(known or {})}
+
+
+def _read(linear: nnx.Linear, known: Float[Array, "b t in"], computed: Float[Array, "b t in"]) -> Array:
+    """The output of a linear whose input is known."""
+    del computed
+    return linear(known)
 
 
 @program(static=1)
@@ -189,6 +207,13 @@ def mean(
     return ((1 - share) * hidden + share * of_dense).astype(hidden.dtype)
 
 
+class InputsOfBoth(NamedTuple):
+    """Inputs of a batch in the pruned block, `now`, and in the dense one, `then`."""
+
+    now: Inputs
+    then: Inputs
+
+
 @program(static=2, donate="before")
 def add_products(
     spec: BlockSpec,
@@ -197,17 +222,25 @@ def add_products(
     pruned: Weights,
     hidden: Float[Array, "b t d"],
     aim: Float[Array, "b t d"],
+    known: InputsOfBoth,
     before: Products,
     first: Int[Array, ""],
     total: Int[Array, ""],
-) -> Products:
+) -> tuple[Products, InputsOfBoth]:
     """Takes a batch into the products of the input `name`; `first` sequences came before, of `total` ones.
 
-    The pruned block reads `hidden`, the dense one `aim`. XLA drops what comes after that input in both.
+    The pruned block reads `hidden`, the dense one `aim`. XLA drops what comes after that input in both, and what leads
+    to inputs that are known.
+
+    Returns:
+        The products, and that input, for those after it.
     """
-    now, then = _forward(spec, pruned, hidden)[1][name], _forward(spec, dense, aim)[1][name]
+    now = _forward(spec, pruned, hidden, known.now)[1][name]
+    then = _forward(spec, dense, aim, known.then)[1][name]
     weight = jnp.concatenate([dense.linears[linear.name] for linear in spec.linears if linear.reads == name])
-    return least_squares.add_products(before, now, then, weight, first + jnp.arange(hidden.shape[0]) < total)
+    counted = first + jnp.arange(hidden.shape[0]) < total
+    products = least_squares.add_products(before, now, then, weight, counted)
+    return products, InputsOfBoth({name: now}, {name: then})
 
 
 class Updated(NamedTuple):

@@ -11,7 +11,7 @@ from neuroal_jax.numerics.least_squares import Products, no_products
 from neuroal_jax.walk import programs
 from neuroal_jax.walk.blocks import Batches, Blocks
 from neuroal_jax.walk.method import Update
-from neuroal_jax.walk.programs import PrunedBlock, Weights
+from neuroal_jax.walk.programs import InputsOfBoth, PrunedBlock, Weights
 
 
 def update(
@@ -51,9 +51,10 @@ def update(
     aims = hidden
     if of_dense:
         aims = [programs.mean(h, d, of_input.dense_share) for h, d in zip(hidden, of_dense, strict=True)]
+    known = [InputsOfBoth({}, {}) for _ in hidden]  # each batch's latest input: what computed it is settled
     for name, linears in by_input(blocks.spec.linears).items():
         now = Weights({linear: weight.astype(blocks.dtype) for linear, weight in weights.items()}, dense.rest)
-        products = _products(blocks, name, dense, now, hidden, aims, sequences)
+        products = _products(blocks, name, dense, now, hidden, aims, known, sequences)
         of_linears = (
             {linear: found[linear] for linear in linears} for found in (dense.linears, weights, pruned.packed)
         )
@@ -69,16 +70,30 @@ def update(
 
 
 def _products(
-    blocks: Blocks, name: str, dense: Weights, pruned: Weights, hidden: Batches, aims: Batches, sequences: int
+    blocks: Blocks,
+    name: str,
+    dense: Weights,
+    pruned: Weights,
+    hidden: Batches,
+    aims: Batches,
+    known: list[InputsOfBoth],
+    sequences: int,
 ) -> Products:
-    """The products of an input, which is one if both blocks read the same and no linear comes before it."""
-    same = aims is hidden and name == next(iter(by_input(blocks.spec.linears)))
+    """The products of an input, which is one if both blocks read the same and no linear comes before it.
+
+    What is `known` of each batch becomes this input, and nothing behind the last one, which may be the widest.
+    """
+    inputs = list(by_input(blocks.spec.linears))
+    same = aims is hidden and name == inputs[0]
     with blocks.here():
         outputs = sum(len(dense.linears[linear]) for linear in by_input(blocks.spec.linears)[name])
         products = no_products(blocks.checkpoint.input_widths()[name], outputs, same=same)
     for number, (h, aim) in enumerate(zip(hidden, aims, strict=True)):
         first = number * blocks.batch
-        products = programs.add_products(blocks.spec, name, dense, pruned, h, aim, products, first, sequences)
+        products, found = programs.add_products(
+            blocks.spec, name, dense, pruned, h, aim, known[number], products, first, sequences
+        )
+        known[number] = found if name != inputs[-1] else InputsOfBoth({}, {})
     return products
 
 

@@ -1,6 +1,7 @@
 """The refit of a whole walk, against NumPy that sees what transformers' own model computes; and that it ends whole."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -148,14 +149,21 @@ def test_no_input_depends_on_linears_of_a_later_one(tmp_path, family):
     width = blocks.checkpoint.config.hidden_size
     hidden = np.random.default_rng(0).normal(size=(1, 4, width)).astype(np.float32)
 
-    def inputs(changed):
+    def inputs(changed=(), **known):
         linears = {name: weight + (name in changed) for name, weight in weights.linears.items()}
-        return programs._forward(blocks.spec, weights._replace(linears=linears), hidden)[1]
+        return programs._forward(blocks.spec, weights._replace(linears=linears), hidden, known)[1]
 
-    expected, groups = inputs(()), by_input(blocks.spec.linears)
+    expected, groups = inputs(), by_input(blocks.spec.linears)
     for place, name in enumerate(groups):
         later = [linear for group in list(groups.values())[place:] for linear in group]
         np.testing.assert_array_equal(inputs(later)[name], expected[name], name)
+    for before, name in pairwise(groups):  # an input that is known takes the place of what computes it
+        np.testing.assert_array_equal(inputs(**{before: expected[before]})[name], expected[name], name)
+    first = next(iter(groups))
+    doubled = inputs(**{first: 2 * expected[first]})
+    for linear in blocks.spec.linears:
+        if linear.reads == first:
+            assert all(np.any(doubled[part.feeds] != expected[part.feeds]) for part in linear.parts)
 
 
 @pytest.fixture(scope="module")
