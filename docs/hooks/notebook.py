@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,13 @@ def with_outputs(page: str, outputs: list[str]) -> str:
 
 
 def _executed(path: Path) -> dict[str, Any]:
+    """A notebook with what its cells give, run in an empty folder that goes away again."""
     import nbformat
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    with tempfile.TemporaryDirectory() as folder:
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}}).execute()
     return dict(notebook)
 
 

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Callable
+from typing import Any
 
 from docs.hooks import house, programs
 from docs.hooks.imports import ROOT
@@ -55,12 +56,21 @@ def public_names() -> dict[str, str]:
     return {name: imported[name] for name in ast.literal_eval(listed)} | _MORE
 
 
-def _python(name: str, page: str) -> str:
-    """The documentation of one public name."""
+def names_on(page: str) -> list[str]:
+    """The public names that a page documents one by one."""
+    return re.findall(r"^<!-- part: python (\w+) -->$", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+
+
+def _python(name: str | None, page: str) -> str:
+    """The documentation of one public name; without one, of all that the page does not name elsewhere."""
+    places = public_names()
+    if name is None:
+        others = [other for other in places if other not in names_on(page)]
+        return "\n\n".join(_python(other, page) for other in others)
     members = (
         "\n    options:\n      members: false" if name == "PruneConfig" else ""
-    )  # its fields are on a page of their own
-    return f"::: {public_names()[name]}.{name}{members}"
+    )  # its fields have a page of their own
+    return f"::: {places[name]}.{name}{members}"
 
 
 def _section(title: str, page: str) -> str:
@@ -95,7 +105,7 @@ def linked(text: str, page: str) -> str:
     return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)#]+)(#[^)]*)?\)", link, text)
 
 
-PARTS: dict[str, Callable[[str, str], str]] = {
+PARTS: dict[str, Callable[[Any, str], str]] = {
     "options": lambda _, page: programs.options_page(),
     "programs": lambda _, page: programs.programs_page(),
     "python": _python,

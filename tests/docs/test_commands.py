@@ -171,18 +171,27 @@ def installs(line):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name)
-def test_a_page_s_commands_run_one_after_the_other(page, tmp_path):
+RUNNABLE = {name(page): runnable(page) for page in PAGES if runnable(page)}
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory):
+    """What went wrong, by page, when the commands of all pages were run."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    runner = [sys.executable, str(Path(__file__).with_name("run_page.py")), name(page)]
     done = subprocess.run(
-        runner,
-        input=json.dumps(runnable(page)),
-        cwd=tmp_path,
+        [sys.executable, str(Path(__file__).with_name("run_pages.py"))],
+        input=json.dumps(RUNNABLE),
+        cwd=tmp_path_factory.mktemp("pages"),
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert done.returncode == 0
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUNNABLE)
+def test_a_page_s_commands_run_one_after_the_other(page, failures):
+    assert page not in failures, failures[page]

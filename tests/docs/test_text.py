@@ -78,11 +78,11 @@ def test_links_of_included_text_lead_to_pages_or_become_words():
     assert parts.linked(text, "develop/x.md") == "[a](../changelog.md) b [c](../install.md#y) [d](https://x.y) [e](#z)"
 
 
-def test_the_reference_has_every_public_name():
+def test_the_reference_has_every_public_name_once():
     import neuroal_jax
 
     page = (ROOT / "docs" / "reference" / "python.md").read_text()
-    named = re.findall(r"^<!-- part: python (\w+) -->$", page, re.MULTILINE)
+    named = re.findall(r"^::: [\w.]+\.(\w+)$", parts.fill(page, "reference/python.md"), re.MULTILINE)
     assert sorted(named) == sorted({*neuroal_jax.__all__, *parts.public_names()})
 
 
