@@ -77,7 +77,10 @@ def stage(title: str, total: int, unit: str) -> Iterator[Advance]:
 
 
 class Bars:
-    """A listener that shows a bar on stderr, as long as a stage lasts. To be closed, as a context."""
+    """A listener that shows a bar on stderr, as long as a stage lasts. To be closed, as a context.
+
+    Stages of one step have none: there is nothing to see of them, and errors of what is read are a line of their own.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -87,6 +90,8 @@ class Bars:
         """Moves the stage's bar, which goes away when it is full."""
         from tqdm import tqdm  # here alone: who calls a function has no bar
 
+        if now.unit == "step":
+            return
         if self._bar is None or self._stage != now.stage or now.done < self._bar.n:
             self.close()
             large = now.total >= 10_000  # 1.3M instead of 1300000

@@ -132,6 +132,8 @@ def test_other_threads_are_heard_of_with_the_next_word_of_the_own():
 
 def test_bars_are_shown_one_at_a_time_and_taken_away(capsys):
     with pytest.raises(Stopped), Bars() as bars:
+        bars(Progress("none", 0, 1, "step", 0.0))
+        assert bars._bar is None
         bars(Progress("one", 0, 2, "block", 0.0))
         first = bars._bar
         bars(Progress("one", 2, 2, "block", 0.1))
