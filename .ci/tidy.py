@@ -25,7 +25,7 @@ def without_outputs(content: bytes) -> bytes:
     """A notebook's JSON, the same bytes if there is nothing to remove."""
     notebook = json.loads(content)
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    if not any(cell["outputs"] or cell["execution_count"] for cell in code):
+    if not any(cell.get("outputs") or cell.get("execution_count") for cell in code):
         return content
     for cell in code:
         cell.update(outputs=[], execution_count=None)

@@ -163,7 +163,6 @@ def make_parser() -> Parser:
         "python -m benchmarks.generation",
         description="Tokens per second of CSR.",
         examples=("--shapes 2048 --sparsities 0.7 --blocks 2", "--shapes 2048,4096 --allocations uniform --threads 2"),
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--shapes", type=_names, default=[*SHAPES], metavar="LIST", help=f"hidden sizes (default: {','.join(SHAPES)})")

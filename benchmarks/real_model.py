@@ -299,7 +299,6 @@ def make_parser() -> Parser:
             "--rows wanda --sparsities 0.7",
             "--wikitext2 wikitext2.txt --c4 c4-validation.jsonl --calibration c4-train.jsonl --out real-model",
         ),
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--wikitext2", metavar="FILE", help="WikiText-2's test text, raw, to evaluate (default: the Hub's)")

@@ -226,7 +226,6 @@ def make_parser() -> Parser:
             "--model meta-llama/Llama-2-7b-hf --pruned pruned --threads 8 --new-tokens 64",
         ),
         description="Tokens per second of a pruned model, with dense ones beside it.",
-        allow_abbrev=False,
     )
     add_models(parser)
     add = parser.add_argument

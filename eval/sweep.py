@@ -126,7 +126,6 @@ def make_parser() -> Parser:
             "--models demo --pruners magnitude,wanda --sparsities 0.6,0.7 --out sweep",
             "--preset paper --out sweep --dry-run",
         ),
-        allow_abbrev=False,
     )
     axes = parser.add_argument_group("sweep", "lists, separated by commas")
     for name, (_, text) in AXES.items():

@@ -218,7 +218,6 @@ def make_parser() -> Parser:
             "--model meta-llama/Llama-2-7b-hf --masks run/masks.safetensors --out accuracy.json",
             "--model dense --pruned pruned --tasks rte,boolq --task-data rows --limit 100",
         ),
-        allow_abbrev=False,
     )
     add_models(parser)
     parser.add_argument("--no-dense", dest="dense", action="store_false", help="do not measure the dense model")

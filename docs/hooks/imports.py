@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 ROOT = Path(__file__).parents[2]
-ENGINE = sorted((ROOT / "neuroal_jax").rglob("*.py"))
+ENGINE = sorted(path for path in (ROOT / "neuroal_jax").rglob("*.py") if path.name != "_version.py")  # that is built
 
 # The folders of the engine from low to high, those of one line beside each other; `neuroal_jax` itself has only names.
 ORDER = [
-    ["neuroal_jax", "errors", "lazy", "registry", "version", "_version"],
+    ["neuroal_jax", "errors", "lazy", "registry", "version"],
     ["numerics", "machine"],
     ["files"],
     ["models"],

@@ -3,6 +3,7 @@
 Methods bring options of their own, which stand in the methods' registries and become fields and flags here.
 """
 
+import inspect
 import math
 import os
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
@@ -214,7 +215,8 @@ class PruneConfig(OptionsOfMethods):
     out: str | None = _option(
         None,
         "output",
-        "directory for masks, allocation, manifest and report (default: runs/MODEL-SPARSITY-PRUNER-ALLOCATION)",
+        "directory for masks, allocation, manifest and report (default: runs/MODEL-SPARSITY-PRUNER-ALLOCATION, with "
+        "pattern and refinement)",
         affects="nothing",
     )
     save_model: str | None = _option(
@@ -354,7 +356,7 @@ class PruneConfig(OptionsOfMethods):
         """Where the results go; by default, a place that is named after what was asked for."""
         if self.out is not None:
             return self.out
-        model = os.path.basename(os.path.abspath(self.model)) or "model"
+        model = os.path.basename(os.path.abspath(self.model))[:100] or "model"
         sparsity = "" if self.sparsity is None else f"{self.sparsity:g}"
         groups = "" if self.pattern == NONE else self.pattern.replace("auto:", "auto").replace(":", "of")
         allocation = self.allocation if self.allocation in ALLOCATIONS else Path(self.allocation).stem
@@ -456,8 +458,8 @@ def all_options() -> list[Field[Any]]:
 
 def _with_attributes(text: str) -> str:
     """A docstring with every option, which the fields alone know."""
-    about = (f"        {option.name}: {option.metadata['help']}" for option in all_options())
-    return text.replace("    Raises:\n", "\n".join(["    Attributes:", *about, "", "    Raises:", ""]), 1)
+    about = (f"    {option.name}: {option.metadata['help']}" for option in all_options())
+    return inspect.cleandoc(text).replace("Raises:\n", "\n".join(["Attributes:", *about, "", "Raises:", ""]), 1)
 
 
 _GROUPS = ["model", "what to prune", "search", "methods", "data", "output"]

@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         command = Path(sys.argv[0]).name
         if prog.startswith("python -m ") and command.startswith("neuroal-"):
             prog = command
-        options = {"formatter_class": _Help, **options}
+        options = {"formatter_class": _Help, "allow_abbrev": False, **options}
         super().__init__(prog, epilog=_epilog(prog, examples) if examples else None, **options)
         nothing = argparse.SUPPRESS  # sets no option
         text = "show the versions of this program and of what results depend on"
@@ -116,7 +116,6 @@ def make_parser() -> Parser:
         ),
         description="Prune a language model without re-training: NeuroAL on top of a pruner.",
         argument_default=argparse.SUPPRESS,  # what is not given is not set, so that --config can set it
-        allow_abbrev=False,
     )
     add_options(parser)
     parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of these options; flags win over it")

@@ -22,5 +22,5 @@ def hub_rows(column: str, *location: str, **options: Any) -> Sequence[str]:
         raise UserError(
             f"the Hugging Face Hub gave no data ({type(error).__name__}: {reason}): "
             "give a local .txt, .jsonl, .parquet, .npy or .npz file instead, or as NAME=FILE a copy of the data "
-            "set's own; --eval none needs no text"
+            "set's own"
         ) from error

@@ -101,7 +101,8 @@ class _Target:
 
     def _holds_a_result(self) -> UserError:
         return UserError(
-            f"{self.flag} {self.named} already holds a result ({self.marker}): pass --overwrite to replace it"
+            f"{self.flag} {self.named} already holds a result ({self.marker}): pass --overwrite to replace it, "
+            "or name another place"
         )
 
     def take_over(self, token: str) -> None:

@@ -19,6 +19,7 @@ from neuroal_jax.report.run_plots import block_sparsity, candidate_scores
 
 _WIDTH, _HEIGHT = 480, 240  # pixels of a plot, and of what is around the marks
 _LEFT, _TOP, _RIGHT, _BOTTOM = 70, 44, 16, 42
+_LARGEST = 1e300  # beyond it, the room around points is no number
 _SHOWN = ("model", "pruner", "pattern", "allocation", "refinement")  # of the report's facts, those of any run
 
 
@@ -68,14 +69,18 @@ def table(caption: str, facts: Facts) -> str:
 
 
 def svg(figure: go.Figure, heading: str) -> str:
-    """A figure of points and lines, drawn without Plotly; hovering over a point tells its numbers."""
-    layout, traces = figure.layout, [_finite(trace) for trace in figure.data]
+    """A figure of points and lines, or nothing without any; hovering over a point tells its numbers."""
+    layout = figure.layout
     of_y = math.log10 if layout.yaxis.type == "log" else float
+    traces = [_drawn(trace, positive=of_y is math.log10) for trace in figure.data]
     xs, ys = ([v for trace in traces for v in trace[axis]] for axis in ("x", "y"))
+    if not xs:
+        return ""
     left, right = layout.xaxis.range or around(xs)
     low, high = layout.yaxis.range or around([of_y(y) for y in ys], 0.0)
-    if not high > low:
-        low, high = low - 1, high + 1
+    if not high - low > 1e-9 * max(abs(low), abs(high)):  # or rounding is all that there would be to see
+        room = max(1.0, 1e-3 * abs(low))
+        low, high = low - room, high + room
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = (x - left) / (right - left), (y - low) / (high - low)
@@ -104,9 +109,10 @@ def svg(figure: go.Figure, heading: str) -> str:
     )
 
 
-def _finite(trace: go.Scatter) -> dict[str, Any]:
-    """What is drawn of a trace: its points with numbers."""
-    pairs = [(x, y) for x, y in zip(trace.x, trace.y, strict=True) if y is not None and math.isfinite(y)]
+def _drawn(trace: go.Scatter, *, positive: bool) -> dict[str, Any]:
+    """What is drawn of a trace: points whose numbers have room around them, on a logarithmic axis positive ones."""
+    pairs = [(x, y) for x, y in zip(trace.x, trace.y, strict=True) if y is not None and abs(y) < _LARGEST]
+    pairs = [(x, y) for x, y in pairs if y > 0 or not positive]
     mode = trace.mode or "lines+markers"
     return {
         "name": _plain(trace.name),

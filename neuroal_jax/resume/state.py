@@ -229,6 +229,7 @@ def kept(
     weights: "Future[dict[str, str]]",
     *,
     resume: bool,
+    start_over: bool = True,
     measured: Measured | None = None,
 ) -> Iterator[State]:
     """The state of the run that writes to `target`, while it computes and publishes.
@@ -244,6 +245,7 @@ def kept(
         candidate_batch: For a run that starts from the beginning.
         weights: The checkpoint's hashes, once they are known.
         resume: Whether to go on with the state of an interrupted run.
+        start_over: Whether to remove one otherwise, or to refuse.
         measured: See `State`.
 
     Raises:
@@ -259,6 +261,11 @@ def kept(
         about = _found(directory, identity) if resume else None
         if about is None:
             if not resume and os.listdir(directory):
+                if not start_over:
+                    raise UserError(
+                        f"an interrupted run to {target}, the default --out, can go on: add --resume to do that, "
+                        "--overwrite to start over, or --out to write elsewhere"
+                    )
                 log.info("starting over: the state of an interrupted run is removed (--resume would go on with it)")
             about = {"identity": dict(identity), "candidate_batch": candidate_batch, "weights": None}
             Store(directory).clear(_IDENTITY)

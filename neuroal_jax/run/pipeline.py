@@ -41,14 +41,16 @@ log = logging.getLogger("neuroal_jax")
 def prune(config: PruneConfig, progress: Listener | None = None) -> PruneResult:
     """Prunes a model as `config` says and writes the results: what `python -m neuroal_jax.prune` does, in Python.
 
-    Shows and prints nothing: messages go to the logger `neuroal_jax`, at the level INFO, and warnings too. The
-    compilation cache is left as the caller set JAX up, unless `config` names a directory.
+    Shows and prints nothing: messages go to the logger `neuroal_jax`, at the level INFO; so do warnings, which Python
+    prints to stderr where no logging is set up. The compilation cache is left as the caller set JAX up, unless `config`
+    names a directory.
 
     Args:
         config: All options.
         progress: Called with a `Progress` when a stage of the run begins, and then at least once for every block that
             it goes through, in the thread that called `prune`. What it returns is ignored, and no result depends on it.
             An exception of it (or Ctrl-C) ends the run: nothing half-written is left, and `resume=True` goes on later.
+            Errors of files and memory, and a UserError, come as a RuntimeError then, as they are not the run's.
             Of several processes only the first one calls it.
 
     Returns:
@@ -131,7 +133,15 @@ def _prune(config: PruneConfig, others: Waiting | None = None) -> PruneResult:
         if config.measured is not None:
             measured = measured_in(config.measured, str(target), checkpoint, hashes.result()["model"])
         state = stack.enter_context(
-            resume.kept(target, identity, plan.candidate_batch, hashes, resume=config.resume, measured=measured)
+            resume.kept(
+                target,
+                identity,
+                plan.candidate_batch,
+                hashes,
+                resume=config.resume,
+                start_over=config.overwrite or config.out is not None,  # a place that nobody named is shared by chance
+                measured=measured,
+            )
         )
         plan = replace(plan, candidate_batch=state.candidate_batch)
         console.print_sizes(plan, calibration, settled.config)

@@ -9,6 +9,7 @@ from threading import Lock, get_ident
 from types import TracebackType
 from typing import Any
 
+from neuroal_jax.errors import UserError
 from neuroal_jax.walk.blocks import Advance
 
 
@@ -70,7 +71,10 @@ def stage(title: str, total: int, unit: str) -> Iterator[Advance]:
             done += units
         if listener is not None and get_ident() == here and heard < done:
             heard = done
-            listener(Progress(title, heard, total, unit, time.perf_counter() - began))
+            try:
+                listener(Progress(title, heard, total, unit, time.perf_counter() - began))
+            except (OSError, UserError, MemoryError) as error:  # by which the run would be told of a fault of its own
+                raise RuntimeError(f"the progress callback failed: {type(error).__name__}: {error}") from error
 
     advance(0)
     yield advance

@@ -6,10 +6,12 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
 import neuroal_jax
 from neuroal_jax.allocation.allocation import Allocation
+from neuroal_jax.report import notebook
 from neuroal_jax.report.notebook import _ticks
 from neuroal_jax.run.result import PruneResult
 from tests.conftest import RUN
@@ -66,6 +68,25 @@ def test_it_is_the_run_s_numbers(result):
 def test_it_needs_no_script_and_no_network(result):
     shown = result._repr_html_().replace('xmlns="http://www.w3.org/2000/svg"', "")
     assert not re.search("<script|<img|<link|<style|http|url\\(|@import| on[a-z]+=", shown)
+
+
+@pytest.mark.parametrize(
+    ("scale", "scores", "shown"),
+    [
+        ("linear", [0.5, 0.0, -1.0], 3),
+        ("linear", [None, float("nan"), float("inf")], 0),
+        ("linear", [1e18, 1e18], 2),
+        ("linear", [1e308, 0.5], 1),
+        ("linear", [1e-320, 0.0], 2),
+        ("log", [0.5, 0.0, -1.0], 1),
+        ("log", [0.0], 0),
+        ("log", [1e-300, 1e299], 2),
+    ],
+)
+def test_scores_of_any_size_are_drawn(scale, scores, shown):
+    trace = go.Scatter(x=list(range(len(scores))), y=scores, name="scores")
+    drawn = plots(notebook.svg(go.Figure(trace, {"yaxis": {"type": scale}}), "heading"))
+    assert [len(numbers) for _, numbers in drawn.values()] == [shown] * bool(shown)
 
 
 def test_hostile_names_stay_text(result):

@@ -57,10 +57,25 @@ def test_python_takes_the_same_place(here, tokens):
         neuroal_jax.prune(config)
 
 
+def test_what_was_interrupted_in_that_place_is_not_thrown_away(here, tokens, monkeypatch):
+    monkeypatch.setattr("neuroal_jax.resume.state._SHARE", 0)  # a state after every block
+    options = {**RUN, "model": "model", "calib": str(tokens), "eval": "none", "allocation": "uniform"}
+
+    def stop(now):
+        if now.stage == "write":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        neuroal_jax.prune(neuroal_jax.PruneConfig(**options), progress=stop)
+    with pytest.raises(neuroal_jax.UserError, match="add --resume to do that, --overwrite to start over, or --out"):
+        neuroal_jax.prune(neuroal_jax.PruneConfig(**{**options, "seed": 1}))
+    assert neuroal_jax.prune(neuroal_jax.PruneConfig(**options, resume=True)).report().is_file()
+
+
 def test_a_run_that_fails_leaves_no_place_behind(here, tokens):
     with pytest.raises(neuroal_jax.UserError, match=r"--calib nothing\.npy: no such file"):
         neuroal_jax.prune(neuroal_jax.PruneConfig(model="model", sparsity=0.5, calib="nothing.npy"))
-    with pytest.raises(neuroal_jax.UserError, match=r"the Hugging Face Hub gave no data .*--eval none needs no text"):
+    with pytest.raises(neuroal_jax.UserError, match=r"the Hugging Face Hub gave no data .*NAME=FILE"):
         neuroal_jax.prune(neuroal_jax.PruneConfig(model="model", sparsity=0.5, calib=str(tokens)))
     assert [path.name for path in here.iterdir()] == ["model"]
 
