@@ -162,7 +162,9 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--text-column", metavar="NAME", help="column of the text in files, as for the pruner")
     parser.add_argument(
-        "--seqlen", type=partial(positive, "seqlen"), help="tokens per window (default: 2048; 128 for demo)"
+        "--seqlen",
+        type=partial(positive, "seqlen"),
+        help="tokens per window (default: 2048, or as many as the model takes)",
     )
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="compute dtype")
     parser.add_argument("--backend", default="jax", choices=BACKENDS, help="whose forward pass")

@@ -21,12 +21,18 @@ from tests.docs.pages import PAGES, ROOT, blocks, command_lines, name, prose, si
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCRIPTS = {script: getattr(process, place.partition(":")[2]).args[0] for script, place in PROJECT["scripts"].items()}
 MODULES = {"pip", "venv", "http.server"}
-SHELL = {"cat", "cd", "cp", "echo", "export", "git", "head", "ls", "mkdir", "rm", "source", "tar", "."}
+SHELL = {"cat", "cd", "cp", "echo", "export", "git", "head", "ls", "mkdir", "rm", "source", "tar", "test", "."}
 BENCHMARKS = {
     f"benchmarks.{path.stem}": {*re.findall(r'"(--[a-z][\w-]*)"', path.read_text())}
     for path in (ROOT / "benchmarks").glob("*.py")
 }  # by module: its flags, read without the libraries that it measures
-OTHER_FLAGS = {"--ntasks-per-node", "--strict", "--no-index", "--find-links"}  # of programs that are not ours
+OTHER_FLAGS = {
+    "--no-deps",
+    "--ntasks-per-node",
+    "--strict",
+    "--no-index",
+    "--find-links",
+}  # of programs that are not ours
 INSTALLS = {"pip", "make", "git", "source", "."}  # what other tests do, or what changes this checkout
 COMMANDS = [
     pytest.param(block, words, id=f"{block.page}:{block.line}")

@@ -120,7 +120,11 @@ def said(paths):
     return "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
-NOT_OURS = {"unrecognized arguments", "No space left on device"}  # of argparse, and of the system
+NOT_OURS = {
+    "unrecognized arguments",
+    "the following arguments are required",
+    "No space left on device",
+}  # of argparse, and of the system
 MESSAGES = re.findall(r"^\| (`.*?) \| ", (ROOT / "docs" / "reference" / "errors.md").read_text(), re.MULTILINE)
 
 
