@@ -177,7 +177,7 @@ def load_masks(path: str | Path) -> dict[str, np.ndarray]:
         >>> masks = neuroal_jax.load_masks(neuroal_jax.prune(config).out / "masks.safetensors")
         >>> mask = masks["model.layers.0.self_attn.q_proj.weight"]
         >>> mask.shape, mask.dtype, round(1 - float(mask.mean()), 3)
-        ((128, 128), dtype('bool'), 0.703)
+        ((128, 128), dtype('bool'), 0.7)
     """
     masks = read_masks(Path(path))
     return {name: masks.mask(name) for name in masks.packed}
