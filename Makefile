@@ -72,7 +72,7 @@ bench-real: $(DEV)/real-model
 	$(DEV)/bin/python -m benchmarks.real_model $(REAL)
 
 clean:
-	rm -rf $(DEMO) $(DEV) .pytest_cache demo-run runs pruned bench-quality .bench .site build dist *.egg-info
+	rm -rf $(DEMO) $(DEV) .pytest_cache demo-run bench-quality .bench .site build dist *.egg-info
 
 $(DEMO)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO)
