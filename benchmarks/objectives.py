@@ -139,7 +139,3 @@ def make_parser() -> Parser:
     add("--sparsities", default="0.5,0.6,0.7", help="separated by commas (default: 0.5,0.6,0.7)")
     add("--random", type=int, default=15, help="number of random allocations (default: 15)")
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from neuroal_jax.command.config import AUTO, PruneConfig
+from neuroal_jax.command.parser import make_parser as make_parser
 from neuroal_jax.command.parser import parse_arguments
 from neuroal_jax.command.program import Messages, run_program
 

@@ -42,25 +42,10 @@ _AFFECTS = {
 }
 
 
-class _Found(BaseException):
-    """Carries a parser out of a program that was about to use it; no program catches it."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self.parser = parser
-
-
 def parser_of(module: str) -> argparse.ArgumentParser:
-    """The parser that a module's `main` makes; nothing else of the program runs."""
-
-    def leave(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        raise _Found(parser)
-
-    with patch.object(argparse.ArgumentParser, "parse_args", leave):
-        try:
-            import_module(PROGRAMS[module]).main([])
-        except _Found as found:
-            return found.parser
-    raise AssertionError(f"{module}: main() parses no arguments")
+    """The parser of a program."""
+    found: argparse.ArgumentParser = import_module(PROGRAMS[module]).make_parser()
+    return found
 
 
 def parsers_within(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:

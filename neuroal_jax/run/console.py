@@ -18,7 +18,7 @@ from neuroal_jax.models.family import Shapes
 from neuroal_jax.numerics.cholesky import DAMPING
 from neuroal_jax.refine import NONE
 from neuroal_jax.report.page import REPORT
-from neuroal_jax.run.plan import Plan
+from neuroal_jax.run.plan import Plan, gib
 from neuroal_jax.run.settle import SettledRun
 from neuroal_jax.search.objective import OBJECTIVES
 from neuroal_jax.walk.final import BlockResult
@@ -60,8 +60,8 @@ def print_sizes(plan: Plan, calibration: Windows, config: PruneConfig) -> None:
     log.info(
         "memory: %s peak %s by estimate, %s are free%s",
         kind,
-        _gib(peak),
-        _gib(free),
+        gib(peak),
+        gib(free),
         together if plan.candidate_batch else "",
     )
     log.info("all options: python -m neuroal_jax.prune --help; with --dry-run, the plan alone")
@@ -164,12 +164,8 @@ def print_plan(plan: Plan, checkpoint: Checkpoint, model: str, budget: Budget) -
     if plan.candidate_batch:
         log.info("candidates per batch: %d", plan.candidate_batch)
     first = "first device's" if plan.devices > 1 else "device"
-    log.info("%s memory peak: %s of %s", first, _gib(plan.device_peak), _gib(plan.device_available))
-    log.info("host memory peak: %s", _gib(plan.host_peak))
+    log.info("%s memory peak: %s of %s", first, gib(plan.device_peak), gib(plan.device_available))
+    log.info("host memory peak: %s", gib(plan.host_peak))
     log.info("bytes to be written: %d (and allocation.json, manifest.json, report.html)", plan.output_bytes)
-    log.info("state for --resume while it runs: %s at most", _gib(plan.state_bytes))
+    log.info("state for --resume while it runs: %s at most", gib(plan.state_bytes))
     log.info("dry run: no weights were read, nothing was written")
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -122,6 +122,11 @@ class Plan:
     state_bytes: int
 
 
+def gib(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.2f} GiB"
+
+
 def reads_text(config: PruneConfig) -> bool:
     """Whether calibration or evaluation is text, not a file of token ids."""
     return not all(source.endswith((".npy", ".npz")) for source in [config.calib, *config.evaluations])

@@ -11,7 +11,7 @@ from neuroal_jax.files.reading import number
 from neuroal_jax.masks.file import PackedMasks
 from neuroal_jax.report.facts import Facts, run_title
 from neuroal_jax.report.page import REPORT, is_report, rewrite_report
-from neuroal_jax.run.plan import Plan
+from neuroal_jax.run.plan import Plan, gib
 
 _ELSEWHERE = "in all but the first of several processes there is no result"
 
@@ -90,11 +90,7 @@ def _plan_facts(plan: Plan) -> Facts:
     return {
         "prunable weights": (f"{plan.prunable:,}", f"in {plan.num_blocks} blocks"),
         "candidates per batch": (str(plan.candidate_batch) if plan.candidate_batch else "no search", ""),
-        "device memory peak": (_gib(plan.device_peak), f"of {_gib(plan.device_available)}; {plan.devices} devices"),
-        "host memory peak": (_gib(plan.host_peak), "by estimate"),
-        "to be written": (_gib(plan.output_bytes), f"and for resume at most {_gib(plan.state_bytes)}"),
+        "device memory peak": (gib(plan.device_peak), f"of {gib(plan.device_available)}; {plan.devices} devices"),
+        "host memory peak": (gib(plan.host_peak), "by estimate"),
+        "to be written": (gib(plan.output_bytes), f"and for resume at most {gib(plan.state_bytes)}"),
     }
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
